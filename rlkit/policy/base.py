@@ -1,0 +1,100 @@
+"""The engine protocol: tokens in, tokens out, and the log-probabilities of what was really drawn from.
+
+Every engine (in-process transformers, vLLM, a trie decoder, the scripted fake) sits behind `Engine`, so the rollout
+loop knows none of them. A request carries the full path of token ids: how much of it is still in some KV cache is the
+engine's own business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlkit.records import SamplingState
+
+__all__ = ["Completion", "Engine", "SampleRequest", "Sampling"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """The distribution to draw from. All of it is replayed by the learner (design.md section 4)."""
+
+    temperature: float = 1.0
+    """Divides the logits; 0 is greedy, for evaluation only."""
+    top_k: int = 0
+    """Keep the k likeliest tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Then keep the smallest set of likeliest tokens whose mass reaches this; 1 keeps all."""
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ValueError(f"temperature: {self.temperature} is below 0")
+        if self.top_k < 0:
+            raise ValueError(f"top_k: {self.top_k} is below 0; use 0 to keep all tokens")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p: {self.top_p} is not in (0, 1]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleRequest:
+    """Extend one path of one tree by one completion."""
+
+    task_id: str
+    """Tree it belongs to; with the next two fields the address of its random draws."""
+    sample_index: int
+    """0..G-1 within the group."""
+    turn: int
+    """0-based; which completion of the trajectory this is."""
+    token_ids: NDArray[np.int32]
+    """[P] the whole path so far, prompt included."""
+    num_shared: int
+    """Leading tokens of `token_ids` that all samples of the task share (the prompt): computed once."""
+    max_tokens: int
+    """At most this many new tokens."""
+    stop: tuple[str, ...] = ()
+    """End with the token that completes one of these strings in the decoded completion."""
+    sampling: Sampling = Sampling()
+    """Distribution to draw from."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """What one request sampled."""
+
+    token_ids: NDArray[np.int32]
+    """[R] R >= 1; the end-of-turn token is included when it was sampled."""
+    behavior_logprobs: NDArray[np.float32]
+    """[R] nats, under the distribution that was sampled (after temperature, top-k, top-p)."""
+    sampling: SamplingState
+    """Replayable form of that distribution."""
+    policy_version: int
+    """Version of the weights that sampled it."""
+    text: str
+    """Decoded, special tokens kept."""
+    finish: Literal["stop", "eos", "length"]
+    """A stop string was completed, the end token was sampled, or `max_tokens` was reached."""
+
+
+class Engine(Protocol):
+    """Serves completions of one policy version at a time."""
+
+    @property
+    def version(self) -> int:
+        """Version of the weights it runs."""
+        ...
+
+    async def sample(self, request: SampleRequest) -> Completion:
+        """Sample one completion; concurrent calls are batched. Raises `EngineError`."""
+        ...
+
+    def release(self, task_id: str) -> None:
+        """Forget the cached keys and values of a tree; unknown ids are ignored."""
+        ...
+
+    def load_weights(self, weights: Mapping[str, Any], version: int) -> str:
+        """Run these weights (name -> array) from now on and return their fingerprint; drops every cache."""
+        ...
