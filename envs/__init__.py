@@ -1,0 +1,1 @@
+"""Environments: one file each, chosen by `kind`; see `rlkit.env` for what an environment is."""

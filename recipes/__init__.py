@@ -1,0 +1,1 @@
+"""Recipes: runnable YAML files, shipped as package data."""

@@ -1,0 +1,1 @@
+"""Rewards: one file each, chosen by `kind`; see `rlkit.reward` for what a reward is."""
