@@ -104,7 +104,7 @@ class Node:
     author: Author
     """`prompt` and `environment` tokens are never trained on; `policy` tokens were sampled."""
     token_ids: Ints
-    """[n] exactly what the engine read or sampled; never re-tokenised from text."""
+    """[n] n >= 1; exactly what the engine read or sampled; never re-tokenised from text."""
     text: str = ""
     """The same tokens decoded, special tokens kept; for people, rewards and reports."""
     behavior_logprobs: NDArray[np.float32] | None = None
@@ -118,6 +118,8 @@ class Node:
 
     def __post_init__(self) -> None:
         n = len(self.token_ids)
+        if n == 0:
+            raise ValueError("Node: token_ids is empty; a node holds at least one token")
         if self.author == "policy":
             if self.behavior_logprobs is None or self.sampling is None:
                 raise ValueError("Node: a policy node needs behavior_logprobs and sampling")

@@ -1,0 +1,263 @@
+"""Credited trees -> packed rows: what one forward pass of the learner reads.
+
+Rows are filled up to a budget of unique tokens. A tree that does not fit is split by leaves; its credit paths are
+split with it, so every (path, token) pair is in exactly one row and the sum of the rows' losses is the loss.
+
+    T input tokens of a row · S scored tokens · K (path, token) pairs · P paths
+
+A scored token's logits come from its parent token, so a shared parent scores several children: `score_positions` may
+repeat. The last token of a leaf is only ever a target and takes no place in the row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlkit.errors import LearnerError
+from rlkit.records import CreditedTree, CreditPath, Tree
+
+__all__ = ["Batch", "Row", "empty_row", "pack", "scatter"]
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One packed row; arrays of numpy, float64 until the learner casts them."""
+
+    token_ids: Ints
+    """[T] inputs, trees depth-first one after the other."""
+    positions: Ints
+    """[T] position along the path from the root, 0-based."""
+    end: Ints
+    """[T] packed index just past the subtree of the token's node; see rlkit.ops.masks."""
+    score_positions: Ints
+    """[S] packed index whose hidden state scores the target."""
+    targets: Ints
+    """[S] token ids that were sampled."""
+    temperature: Floats
+    """[S] sampling temperature."""
+    support_offsets: Ints
+    """[S + 1] kept-token sets as in `SamplingState`; an empty set is the whole vocabulary."""
+    support_ids: Ints
+    behavior_logprobs: Floats
+    """[S] nats, from the engine."""
+    c_pos: Floats
+    """[S] C⁺."""
+    c_neg: Floats
+    """[S] C⁻."""
+    weight: Floats
+    """[S] the sum of w."""
+    path_index: Ints
+    """[K] which path (0..P-1) the pair belongs to, ascending."""
+    path_token: Ints
+    """[K] index into the scored tokens."""
+    path_advantage: Floats
+    """[K] A(p, t)."""
+    path_weight: Floats
+    """[K] w(p, t)."""
+    origin_tree: Ints
+    """[S] index of the tree in the batch."""
+    origin_token: Ints
+    """[S] packed index of the token in that tree."""
+
+    @property
+    def num_paths(self) -> int:
+        """P."""
+        return int(self.path_index[-1]) + 1 if len(self.path_index) else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What one optimizer step sees. Denominators are already inside the weights: losses of rows and ranks add up."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Input tokens over all rows, in unique tokens (plus prefixes repeated by splits)."""
+        return sum(len(row.token_ids) for row in self.rows)
+
+    @property
+    def num_scored(self) -> int:
+        """Scored tokens over all rows."""
+        return sum(len(row.targets) for row in self.rows)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """Some credit paths of one tree and the nodes that they need."""
+
+    tree_index: int
+    tree: Tree
+    paths: tuple[CreditPath, ...]
+    nodes: tuple[int, ...]
+    """Ancestor-closed, ascending, hence depth-first."""
+    cost: int
+    """Upper bound of its input tokens."""
+
+
+def _nodes_of(tree: Tree, path: CreditPath) -> set[int]:
+    """Nodes on the way from the root to the last token of a credit path."""
+    if not len(path.tokens):
+        return set()
+    last = int(np.searchsorted(tree.offsets, path.tokens[-1], side="right")) - 1
+    return set(tree.path(last))
+
+
+def _parts(tree_index: int, credited: CreditedTree, row_tokens: int) -> list[_Part]:
+    """The tree whole if it fits the row, else cut by leaves into parts that do."""
+    tree = credited.tree
+    lengths = np.diff(tree.offsets)
+    parts: list[_Part] = []
+    paths: list[CreditPath] = []
+    nodes: set[int] = set()
+
+    def flush() -> None:
+        if paths:
+            cost = int(lengths[list(nodes)].sum())
+            parts.append(
+                _Part(tree_index=tree_index, tree=tree, paths=tuple(paths), nodes=tuple(sorted(nodes)), cost=cost)
+            )
+
+    # Depth-first order of the last token keeps paths that share a prefix in the same part.
+    for path in sorted((p for p in credited.paths if len(p.tokens)), key=lambda p: int(p.tokens[-1])):
+        needed = _nodes_of(tree, path)
+        alone = int(lengths[list(needed)].sum())
+        if alone > row_tokens:
+            raise LearnerError(
+                f"learner.row_tokens: {row_tokens} is less than one path of task {tree.task.id} ({alone} tokens); "
+                f"raise it to at least {alone} or lower rollout.max_path_tokens"
+            )
+        if nodes and int(lengths[list(nodes | needed)].sum()) > row_tokens:
+            flush()
+            paths, nodes = [], set()
+        paths.append(path)
+        nodes |= needed
+    flush()
+    return parts
+
+
+def _row(parts: Sequence[_Part]) -> Row:
+    """Lay parts out depth-first in one row."""
+    out: dict[str, list[np.ndarray]] = {name: [] for name in Row.__dataclass_fields__}
+    base = scored = num_paths = 0
+    support_sizes: list[np.ndarray] = []
+    for part in parts:
+        tree = part.tree
+        inner = {tree.nodes[node].parent for node in part.nodes}
+        # The last token of a node without children here is a target only.
+        kept = {node: len(tree.nodes[node].token_ids) - (node not in inner) for node in part.nodes}
+        start, depth, end = {}, {-1: 0}, {}
+        cursor = base
+        for node in part.nodes:
+            start[node] = cursor
+            cursor += kept[node]
+            depth[node] = depth[tree.nodes[node].parent] + len(tree.nodes[node].token_ids)
+        for node in reversed(part.nodes):
+            end.setdefault(node, start[node] + kept[node])
+            parent = tree.nodes[node].parent
+            end[parent] = max(end.get(parent, 0), end[node])
+        score_of = np.full(tree.num_tokens, -1, dtype=np.int64)
+        credited = np.zeros(tree.num_tokens, dtype=bool)
+        for path in part.paths:
+            credited[path.tokens] = True
+        first = scored
+        for node in part.nodes:
+            record, size, offset = tree.nodes[node], kept[node], int(tree.offsets[node])
+            begin = depth[record.parent]
+            out["token_ids"].append(record.token_ids[:size])
+            out["positions"].append(np.arange(begin, begin + size))
+            out["end"].append(np.full(size, end[node]))
+            wanted = np.flatnonzero(credited[offset : offset + len(record.token_ids)])
+            if not len(wanted):
+                continue
+            if record.parent == -1:
+                raise LearnerError(f"task {tree.task.id}: a policy node has no prompt before it")
+            assert record.sampling is not None and record.behavior_logprobs is not None
+            # Inside the node the token before scores; the first token is scored by the parent's last.
+            before = start[record.parent] + kept[record.parent] - 1
+            out["score_positions"].append(np.where(wanted == 0, before, start[node] + wanted - 1))
+            out["targets"].append(record.token_ids[wanted])
+            out["temperature"].append(np.full(len(wanted), record.sampling.temperature))
+            out["behavior_logprobs"].append(record.behavior_logprobs[wanted])
+            offsets, ids = record.sampling.support_offsets, record.sampling.support_ids
+            if offsets is None or ids is None:
+                support_sizes.append(np.zeros(len(wanted), np.int64))
+            else:
+                support_sizes.append(np.diff(offsets)[wanted].astype(np.int64))
+                out["support_ids"].extend(ids[offsets[i] : offsets[i + 1]] for i in wanted)
+            out["origin_tree"].append(np.full(len(wanted), part.tree_index))
+            out["origin_token"].append(offset + wanted)
+            score_of[offset + wanted] = scored + np.arange(len(wanted))
+            scored += len(wanted)
+        c_pos, c_neg, weight = (np.zeros(scored - first) for _ in range(3))
+        for path in part.paths:
+            where = score_of[path.tokens]
+            gain = path.weights * path.advantages
+            np.add.at(c_pos, where - first, np.where(path.advantages >= 0, gain, 0.0))
+            np.add.at(c_neg, where - first, np.where(path.advantages < 0, gain, 0.0))
+            np.add.at(weight, where - first, path.weights)
+            out["path_index"].append(np.full(len(where), num_paths))
+            out["path_token"].append(where)
+            out["path_advantage"].append(path.advantages)
+            out["path_weight"].append(path.weights)
+            num_paths += 1
+        out["c_pos"].append(c_pos)
+        out["c_neg"].append(c_neg)
+        out["weight"].append(weight)
+        base = cursor
+    sizes = np.concatenate(support_sizes) if support_sizes else np.zeros(0, np.int64)
+    out["support_offsets"] = [np.concatenate([[0], np.cumsum(sizes)])]
+    floats = {"temperature", "behavior_logprobs", "c_pos", "c_neg", "weight", "path_advantage", "path_weight"}
+    return Row(
+        **{
+            name: np.concatenate(arrays or [np.zeros(0)]).astype(np.float64 if name in floats else np.int64)
+            for name, arrays in out.items()
+        }
+    )
+
+
+def pack(trees: Sequence[CreditedTree], row_tokens: int) -> Batch:
+    """Trees -> rows of at most `row_tokens` input tokens, in order, next-fit. Trees without credit take no row.
+
+    Raises `LearnerError` where a single path is longer than a row.
+    """
+    rows: list[Row] = []
+    waiting: list[_Part] = []
+    for index, credited in enumerate(trees):
+        for part in _parts(index, credited, row_tokens):
+            if waiting and sum(p.cost for p in waiting) + part.cost > row_tokens:
+                rows.append(_row(waiting))
+                waiting = []
+            waiting.append(part)
+    if waiting:
+        rows.append(_row(waiting))
+    return Batch(rows=tuple(rows))
+
+
+def empty_row(like: Row) -> Row:
+    """The same inputs with no credit: keeps ranks in step when rows do not divide evenly."""
+    zero = np.zeros_like(like.weight)
+    return replace(
+        like, c_pos=zero, c_neg=zero, weight=zero, path_weight=np.zeros_like(like.path_weight)
+    )
+
+
+def scatter(batch: Batch, values: Sequence[NDArray], trees: Sequence[CreditedTree | Tree]) -> list[Floats]:
+    """Per-row values [S] -> one array [T] per tree, NaN where a token was not scored.
+
+    A shared token that splits put into several rows has the same value in each.
+    """
+    sizes = [t.num_tokens if isinstance(t, Tree) else t.tree.num_tokens for t in trees]
+    out = [np.full(size, np.nan) for size in sizes]
+    for row, value in zip(batch.rows, values, strict=True):
+        for index in np.unique(row.origin_tree):
+            where = row.origin_tree == index
+            out[index][row.origin_token[where]] = np.asarray(value)[where]
+    return out
