@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlkit.errors import LearnerError
-from rlkit.records import CreditedTree, CreditPath, Tree
+from rlkit.records import CreditedTree, CreditPath, ScoredTree, Tree
 
-__all__ = ["Batch", "Row", "empty_row", "pack", "scatter"]
+__all__ = ["Batch", "Row", "empty_row", "pack", "scatter", "uncredited", "with_logprobs"]
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -47,6 +47,10 @@ class Row:
     support_ids: Ints
     behavior_logprobs: Floats
     """[S] nats, from the engine."""
+    reference_logprobs: Floats
+    """[S] nats, from the frozen reference; NaN where it did not score."""
+    proximal_logprobs: Floats
+    """[S] nats, from the learner before its first update on the batch; NaN where it did not score."""
     c_pos: Floats
     """[S] C⁺."""
     c_neg: Floats
@@ -70,6 +74,9 @@ class Row:
     def num_paths(self) -> int:
         """P."""
         return int(self.path_index[-1]) + 1 if len(self.path_index) else 0
+
+
+_FLOATS = {name for name, annotation in Row.__annotations__.items() if annotation == "Floats"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,17 +221,18 @@ def _row(parts: Sequence[_Part]) -> Row:
         base = cursor
     sizes = np.concatenate(support_sizes) if support_sizes else np.zeros(0, np.int64)
     out["support_offsets"] = [np.concatenate([[0], np.cumsum(sizes)])]
-    floats = {"temperature", "behavior_logprobs", "c_pos", "c_neg", "weight", "path_advantage", "path_weight"}
+    unknown = [np.full(scored, np.nan)]
+    out["reference_logprobs"] = out["proximal_logprobs"] = unknown
     return Row(
         **{
-            name: np.concatenate(arrays or [np.zeros(0)]).astype(np.float64 if name in floats else np.int64)
+            name: np.concatenate(arrays or [np.zeros(0)]).astype(np.float64 if name in _FLOATS else np.int64)
             for name, arrays in out.items()
         }
     )
 
 
 def pack(trees: Sequence[CreditedTree], row_tokens: int) -> Batch:
-    """Trees -> rows of at most `row_tokens` input tokens, in order, next-fit. Trees without credit take no row.
+    """Trees -> rows of at most `row_tokens` input tokens, in order, next-fit. Trees without paths take no row.
 
     Raises `LearnerError` where a single path is longer than a row.
     """
@@ -239,6 +247,33 @@ def pack(trees: Sequence[CreditedTree], row_tokens: int) -> Batch:
     if waiting:
         rows.append(_row(waiting))
     return Batch(rows=tuple(rows))
+
+
+def with_logprobs(
+    batch: Batch, *, reference: Sequence[Floats] | None = None, proximal: Sequence[Floats] | None = None
+) -> Batch:
+    """The same batch with reference or proximal log-probs filled in from per-tree arrays [T] (see `scatter`)."""
+
+    def gathered(row: Row, trees: Sequence[Floats]) -> Floats:
+        pairs = zip(row.origin_tree, row.origin_token, strict=True)
+        return np.array([trees[tree][token] for tree, token in pairs], dtype=np.float64)
+
+    rows = batch.rows
+    if reference is not None:
+        rows = tuple(replace(row, reference_logprobs=gathered(row, reference)) for row in rows)
+    if proximal is not None:
+        rows = tuple(replace(row, proximal_logprobs=gathered(row, proximal)) for row in rows)
+    return Batch(rows=rows)
+
+
+def uncredited(scored: ScoredTree) -> CreditedTree:
+    """Every leaf's path with weight 0: packs the tokens of all trajectories so that a model can score them."""
+    paths = []
+    for leaf in range(len(scored.tree.leaves)):
+        tokens = scored.tree.policy_tokens(leaf)
+        zeros = np.zeros(len(tokens))
+        paths.append(CreditPath(leaf=leaf, tokens=tokens, advantages=zeros, weights=zeros))
+    return CreditedTree(scored=scored, paths=tuple(paths))
 
 
 def empty_row(like: Row) -> Row:

@@ -1,0 +1,125 @@
+"""From a packed batch to gradients and scores on one rank: pure of optimizers, ranks and clocks.
+
+Losses of rows add up (their denominators are global), so a gradient may be accumulated in any order and split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rlkit.algorithms.base import Algorithm, AlgorithmConfig, LossInputs
+from rlkit.data.packing import Batch, Row
+from rlkit.learner.tree_policy import RowInputs, TreePolicy
+from rlkit.ops.ratios import kl_estimate
+
+__all__ = ["add_gradients", "loss_inputs", "reference_kl", "score_rows"]
+
+Floats = NDArray[np.float64]
+Metrics = dict[str, tuple[float, float]]
+
+
+def _placement(policy: torch.nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Device of the weights, and the dtype that log-probs are kept in (at least float32)."""
+    weight = next(policy.parameters())
+    return weight.device, torch.promote_types(weight.dtype, torch.float32)
+
+
+def loss_inputs(row: Row, logprobs: Tensor, entropy: Tensor) -> LossInputs:
+    """Join the model's scores with the row's credit, in the scores' dtype and device."""
+
+    def floats(array: np.ndarray) -> Tensor:
+        return torch.as_tensor(array, dtype=logprobs.dtype, device=logprobs.device)
+
+    def ints(array: np.ndarray) -> Tensor:
+        return torch.as_tensor(array, dtype=torch.long, device=logprobs.device)
+
+    def optional(array: np.ndarray) -> Tensor | None:
+        return None if np.isnan(array).any() else floats(array)
+
+    return LossInputs(
+        logprobs=logprobs,
+        entropy=entropy,
+        behavior_logprobs=floats(row.behavior_logprobs),
+        proximal_logprobs=optional(row.proximal_logprobs),
+        reference_logprobs=optional(row.reference_logprobs),
+        c_pos=floats(row.c_pos),
+        c_neg=floats(row.c_neg),
+        weight=floats(row.weight),
+        path_index=ints(row.path_index),
+        path_token=ints(row.path_token),
+        path_advantage=floats(row.path_advantage),
+        path_weight=floats(row.path_weight),
+        num_paths=row.num_paths,
+    )
+
+
+def add_gradients(
+    policy: torch.nn.Module,
+    rows: Sequence[Row],
+    algorithm: Algorithm,
+    config: AlgorithmConfig,
+    *,
+    scale: float = 1.0,
+    backward: Callable[[Tensor], Any] = torch.Tensor.backward,
+    with_entropy: bool = False,
+) -> Metrics:
+    """Forward and backward of each row; gradients accumulate in the parameters. Returns metrics as (sum, count).
+
+    `scale` multiplies the loss that is differentiated, not the metric. `backward` may be a sharding engine's own.
+    """
+    device, dtype = _placement(policy)
+    metrics: Metrics = {}
+    for row in rows:
+        logprobs, entropy = policy(
+            RowInputs.of(row, device, dtype), with_entropy=with_entropy or config.entropy_coef != 0
+        )
+        out = algorithm.loss(loss_inputs(row, logprobs, entropy), config)
+        backward(out.loss * scale)
+        found: dict[str, tuple[Any, Any]] = {"loss": (out.loss.detach(), 0.0), **out.metrics}
+        for name, (total, count) in found.items():
+            before = metrics.get(name, (0.0, 0.0))
+            metrics[name] = (before[0] + float(total), before[1] + float(count))
+    if "loss" in metrics:
+        metrics["loss"] = (metrics["loss"][0], 1.0)
+    return metrics
+
+
+@torch.no_grad()
+def score_rows(
+    policy: TreePolicy | torch.nn.Module, batch: Batch, num_trees: int, sizes: Sequence[int]
+) -> list[Floats]:
+    """Log-probs of every scored token, per tree [T]; NaN on tokens that were not scored."""
+    device, dtype = _placement(policy)
+    out = [np.full(size, np.nan) for size in sizes]
+    assert len(out) == num_trees
+    for row in batch.rows:
+        logprobs, _ = policy(RowInputs.of(row, device, dtype))
+        values = logprobs.double().cpu().numpy()
+        for tree in np.unique(row.origin_tree):
+            where = row.origin_tree == tree
+            out[tree][row.origin_token[where]] = values[where]
+    return out
+
+
+def reference_kl(policy: Sequence[Floats], reference: Sequence[Floats], config: AlgorithmConfig) -> list[Floats]:
+    """Per-token KL estimates [T] of each tree, for a KL in the reward; NaN where a token was not scored."""
+    return [
+        kl_estimate(torch.from_numpy(p), torch.from_numpy(r), config.kl_estimator).numpy()
+        for p, r in zip(policy, reference, strict=True)
+    ]
+
+
+def merged(parts: Sequence[Mapping[str, tuple[float, float]]]) -> Metrics:
+    """Metrics of several ranks or updates as one: sums add, counts add."""
+    out: Metrics = {}
+    for part in parts:
+        for name, (total, count) in part.items():
+            before = out.get(name, (0.0, 0.0))
+            out[name] = (before[0] + total, before[1] + count)
+    return out

@@ -1,0 +1,114 @@
+"""A causal transformers model, unmodified, that scores packed trees.
+
+One rule of attention (rlkit.ops.masks), positions along the path, and the output head only where a token is scored.
+T: input tokens of a row, S: scored tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rlkit.data.packing import Row
+from rlkit.errors import LearnerError
+from rlkit.ops.logprobs import Support, scored_logprobs
+from rlkit.ops.masks import block_mask, dense_mask
+
+__all__ = ["RowInputs", "TreePolicy", "final_logits"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowInputs:
+    """What the model reads of a `Row`, as tensors on its device."""
+
+    token_ids: Tensor
+    """[T]"""
+    positions: Tensor
+    """[T]"""
+    end: Tensor
+    """[T]"""
+    score_positions: Tensor
+    """[S]"""
+    targets: Tensor
+    """[S]"""
+    temperature: Tensor
+    """[S]"""
+    support: Support | None
+    """Kept-token sets, or None where no token was truncated."""
+
+    @classmethod
+    def of(cls, row: Row, device: torch.device, dtype: torch.dtype) -> RowInputs:
+        """Copy a row to `device`; temperatures become `dtype`."""
+
+        def ints(array: np.ndarray) -> Tensor:
+            return torch.as_tensor(array, dtype=torch.long, device=device)
+
+        support = None
+        if len(row.support_ids):
+            support = Support(offsets=ints(row.support_offsets), ids=ints(row.support_ids))
+        return cls(
+            token_ids=ints(row.token_ids),
+            positions=ints(row.positions),
+            end=ints(row.end),
+            score_positions=ints(row.score_positions),
+            targets=ints(row.targets),
+            temperature=torch.as_tensor(row.temperature, dtype=dtype, device=device),
+            support=support,
+        )
+
+
+def final_logits(model: Any, hidden: Tensor) -> Tensor:
+    """Output head with the scale or soft cap that some architectures put after it (Gemma 2, Cohere, Granite)."""
+    logits: Tensor = model.get_output_embeddings()(hidden)
+    config = model.config.get_text_config()
+    if (scale := getattr(config, "logit_scale", None)) is not None:
+        logits = logits * scale
+    if (scaling := getattr(config, "logits_scaling", None)) is not None:
+        logits = logits / scaling
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
+        logits = torch.tanh(logits / cap) * cap
+    return logits
+
+
+class TreePolicy(nn.Module):
+    """`forward(row) -> (log-probabilities [S], entropies [S])`; wrap this module, not the model, to shard it."""
+
+    def __init__(self, model: Any, *, attention: Literal["sdpa", "flex"] = "sdpa", chunk: int = 512) -> None:
+        super().__init__()
+        self.model = model
+        self.attention = attention
+        self.chunk = chunk
+        config = model.config.get_text_config()
+        self.window: int | None = getattr(config, "sliding_window", None)
+        if getattr(config, "use_sliding_window", True) is False:
+            self.window = None
+        model.set_attn_implementation("flex_attention" if attention == "flex" else "sdpa")
+
+    def forward(self, row: RowInputs, with_entropy: bool = False) -> tuple[Tensor, Tensor]:
+        """Score the row's targets. Raises `LearnerError` where a path is longer than the model's sliding window."""
+        longest = int(row.positions.max()) + 1
+        if self.window is not None and longest > self.window:
+            raise LearnerError(
+                f"model.max_context: a path of {longest} tokens exceeds the model's sliding window of {self.window}; "
+                "tree attention covers full attention only, lower model.max_context to the window"
+            )
+        mask = block_mask(row.end) if self.attention == "flex" else dense_mask(row.end)
+        hidden = self.model.base_model(
+            input_ids=row.token_ids[None],
+            attention_mask=mask,
+            position_ids=row.positions[None],
+            use_cache=False,
+        ).last_hidden_state[0]
+        return scored_logprobs(
+            hidden[row.score_positions],
+            lambda states: final_logits(self.model, states),
+            row.targets,
+            row.temperature,
+            row.support,
+            chunk=self.chunk,
+            with_entropy=with_entropy,
+        )
