@@ -1,0 +1,123 @@
+"""Checkpoints: one folder, one manifest, all or nothing.
+
+    checkpoints/step_000040/
+        manifest.json       step, state of ledger, cursor and counters, and size and hash of every other file
+        model.safetensors   ...
+
+A folder is written under a temporary name, synced, and renamed: a folder with its final name is complete. A crash
+leaves a `.tmp` folder that the next save removes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlkit.errors import CheckpointError
+
+__all__ = ["Checkpoint", "CheckpointStore", "read_checkpoint"]
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A complete checkpoint on disk."""
+
+    folder: Path
+    step: int
+    """Steps finished when it was written."""
+    state: Mapping[str, Any]
+    """Plain JSON: ledger, data cursor, learner counters, recipe fingerprint."""
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Read and verify a checkpoint. Raises `CheckpointError` naming the file that is missing, torn or changed."""
+    manifest = folder / "manifest.json"
+    if not manifest.is_file():
+        raise CheckpointError(f"{folder}: no manifest.json; it is not a complete checkpoint, use an earlier one")
+    try:
+        content = json.loads(manifest.read_text())
+        files, step, state = content["files"], int(content["step"]), content["state"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{manifest}: unreadable ({error}); use an earlier checkpoint") from error
+    if content.get("schema") != SCHEMA:
+        raise CheckpointError(f"{manifest}: schema {content.get('schema')}, this version reads {SCHEMA}")
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{path}: missing; remove {folder} to resume from an earlier checkpoint")
+        if path.stat().st_size != expected["bytes"] or _digest(path) != expected["blake2b"]:
+            raise CheckpointError(
+                f"{path}: differs from its manifest, so it is corrupt; remove {folder} to resume from an earlier one"
+            )
+    return Checkpoint(folder=folder, step=step, state=state)
+
+
+class CheckpointStore:
+    """The checkpoints of one run folder."""
+
+    def __init__(self, run_dir: Path, *, keep: int = 2) -> None:
+        self.root = run_dir / "checkpoints"
+        self.keep = keep
+
+    def folders(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        return sorted(p for p in self.root.glob("step_*") if p.is_dir() and not p.name.endswith(".tmp"))
+
+    def latest(self) -> Checkpoint | None:
+        """The newest checkpoint, verified; None if there is none."""
+        folders = self.folders()
+        return read_checkpoint(folders[-1]) if folders else None
+
+    def save(self, step: int, write: Callable[[Path], None], state: Mapping[str, Any]) -> Path:
+        """Let `write` fill a folder, add the manifest, and make it visible at once.
+
+        Raises `CheckpointError` (disk full, no permission) and leaves earlier checkpoints as they were.
+        """
+        final = self.root / f"step_{step:06d}"
+        draft = self.root / f"step_{step:06d}.tmp"
+        try:
+            for stale in self.root.glob("*.tmp"):
+                shutil.rmtree(stale)
+            draft.mkdir(parents=True)
+            write(draft)
+            files = {}
+            for path in sorted(p for p in draft.rglob("*") if p.is_file()):
+                _sync(path)
+                name = path.relative_to(draft).as_posix()
+                files[name] = {"bytes": path.stat().st_size, "blake2b": _digest(path)}
+            manifest = draft / "manifest.json"
+            content = {"schema": SCHEMA, "step": step, "files": files, "state": dict(state)}
+            manifest.write_text(json.dumps(content, indent=1))
+            _sync(manifest)
+            _sync(draft)
+            if final.exists():  # the same step again after a resume: the old one is as good, replace it whole
+                shutil.rmtree(final)
+            draft.rename(final)
+            _sync(self.root)
+        except OSError as error:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise CheckpointError(f"{final}: could not be written ({error}); earlier checkpoints are intact") from error
+        for old in self.folders()[: -self.keep]:
+            shutil.rmtree(old)
+        return final

@@ -1,0 +1,191 @@
+"""The learner: packed batches in, one optimizer update out; it also scores batches and hands out weights.
+
+One object per rank. All ranks get the same batch and take their own rows; `Sharding` makes their sum one gradient.
+Nothing here knows about trees, rewards or Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor
+
+from rlkit.algorithms.base import Algorithm, AlgorithmConfig
+from rlkit.data.packing import Batch, Row, empty_row
+from rlkit.errors import CheckpointError, LearnerError
+from rlkit.learner.gradient import add_gradients, score_rows
+from rlkit.learner.optim import learning_rate
+from rlkit.learner.sharding import Sharding, all_sum
+from rlkit.learner.tree_policy import TreePolicy
+from rlkit.recipe import Optim
+
+__all__ = ["Learner", "UpdateReport", "rows_of_rank"]
+
+Floats = NDArray[np.float64]
+MAX_SKIPPED = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateReport:
+    """What one optimizer update did."""
+
+    metrics: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """name -> (sum, count), over all ranks."""
+    applied: bool = True
+    """False: loss or gradient was not finite, the weights did not change."""
+    reason: str = ""
+    """Why it was not applied."""
+
+
+def rows_of_rank(rows: Sequence[Row], rank: int, size: int) -> list[Row]:
+    """This rank's rows: longest first to the least loaded rank, then padded to equal counts with rows of no credit.
+
+    Sharded engines need the same number of forward passes on every rank.
+    """
+    loads, shares = [0] * size, [[] for _ in range(size)]  # type: list[int], list[list[Row]]
+    for row in sorted(rows, key=lambda r: -len(r.token_ids)):
+        target = loads.index(min(loads))
+        shares[target].append(row)
+        loads[target] += len(row.token_ids)
+    most = max(map(len, shares))
+    filler = min(rows, key=lambda r: len(r.token_ids)) if rows else None
+    mine = shares[rank]
+    return mine + [empty_row(filler) for _ in range(most - len(mine)) if filler is not None]
+
+
+class Learner:
+    """Holds the policy being trained and, if the algorithm needs one, the frozen reference."""
+
+    def __init__(
+        self,
+        sharding: Sharding,
+        algorithm: Algorithm,
+        config: AlgorithmConfig,
+        optim: Optim,
+        *,
+        total_updates: int,
+        reference: TreePolicy | None = None,
+        version: int = 0,
+    ) -> None:
+        self.sharding, self.algorithm, self.config, self.optim = sharding, algorithm, config, optim
+        self.reference = reference.requires_grad_(False) if reference is not None else None
+        self.total_updates = total_updates
+        self.version = version
+        """Counts applied and skipped updates of the loop's steps; the policy version of the next rollout."""
+        self.updates = 0
+        self.skipped = 0
+
+    def score(self, batch: Batch, sizes: Sequence[int], which: Literal["policy", "reference"]) -> list[Floats]:
+        """Log-probs of every scored token, per tree [T] (`sizes` are the T); NaN elsewhere. Same on every rank."""
+        if which == "reference" and self.reference is None:
+            raise LearnerError("algorithm.kl_coef: the reference model was not loaded because kl_coef is 0")
+        model = self.sharding.module if which == "policy" else self.reference
+        assert model is not None
+        rank, size = self.sharding.rank, self.sharding.size
+        mine = Batch(rows=tuple(rows_of_rank(batch.rows, rank, size)))
+        scores = score_rows(model, mine, len(sizes), sizes)
+        if size == 1:
+            return scores
+        # Every token is scored by at least one rank; the maximum of equal values is that value.
+        out = []
+        for values in scores:
+            table = torch.from_numpy(np.nan_to_num(values, nan=-np.inf))
+            dist.all_reduce(table, op=dist.ReduceOp.MAX)
+            out.append(np.where(np.isinf(table.numpy()), np.nan, table.numpy()))
+        return out
+
+    def update(self, minibatches: Sequence[Batch], *, with_entropy: bool = True) -> UpdateReport:
+        """One optimizer update per minibatch, then the version rises by one.
+
+        Weights in a batch are global over the whole step, so each of m minibatches is scaled by m. An update whose
+        loss or gradient is not finite is skipped and reported; three in a row raise `LearnerError`.
+        """
+        parts, reasons = [], []
+        for batch in minibatches:
+            if not batch.rows:
+                continue
+            rows = rows_of_rank(batch.rows, self.sharding.rank, self.sharding.size)
+            metrics = add_gradients(
+                self.sharding.module,
+                rows,
+                self.algorithm,
+                self.config,
+                scale=len(minibatches),
+                backward=self.sharding.backward,
+                with_entropy=with_entropy,
+            )
+            metrics = all_sum({**metrics, "loss": (metrics["loss"][0], 0.0)}, self.sharding.size)
+            metrics["loss"] = (metrics["loss"][0], 1.0)
+            norm = self.sharding.finish(self.optim.max_grad_norm)
+            rate = learning_rate(self.updates, self.optim, self.total_updates)
+            reason = _not_finite(metrics["loss"][0], norm)
+            if reason:
+                self.sharding.discard()
+                reasons.append(reason)
+                self.skipped += 1
+                if self.skipped >= MAX_SKIPPED:
+                    raise LearnerError(
+                        f"optim.lr: {reason} in {self.skipped} updates in a row; the weights are those of update "
+                        f"{self.updates - self.skipped + 1}. Lower optim.lr ({self.optim.lr}) or raise algorithm.eps"
+                    )
+            else:
+                self.sharding.step(rate)
+                self.skipped = 0
+                parts.append({**metrics, "grad_norm": (norm, 1.0), "lr": (rate, 1.0)})
+            self.updates += 1
+        self.version += 1
+        merged: dict[str, tuple[float, float]] = {}
+        for part in parts:
+            for name, (total, count) in part.items():
+                before = merged.get(name, (0.0, 0.0))
+                merged[name] = (before[0] + total, before[1] + count)
+        merged["update/skipped"] = (float(len(reasons)), 1.0)
+        return UpdateReport(metrics=merged, applied=not reasons, reason="; ".join(reasons))
+
+    def weights(self) -> dict[str, Tensor]:
+        """Full weights by name; see `Sharding.weights`."""
+        return self.sharding.weights()
+
+    def save(self, folder: Path) -> None:
+        """Weights in the transformers format (safetensors), and the optimizer's state, into an existing folder."""
+        weights = self.sharding.weights()
+        if self.sharding.rank == 0:
+            model: Any = _unwrapped(self.sharding.module).model
+            model.save_pretrained(folder, state_dict={n: w.contiguous() for n, w in weights.items()})
+        self.sharding.save(folder)
+
+    def counters(self) -> dict[str, int]:
+        """What a checkpoint keeps besides arrays."""
+        return {"version": self.version, "updates": self.updates, "skipped": self.skipped}
+
+    def load(self, folder: Path, counters: Mapping[str, int]) -> None:
+        """Continue from a checkpoint's folder. Raises `CheckpointError` if its weights do not fit the model."""
+        weights = load_file(folder / "model.safetensors")
+        missing = sorted(set(self.sharding.weights()) - set(weights))
+        if missing:
+            raise CheckpointError(f"{folder}: no weights for {', '.join(missing[:3])}; it belongs to another model")
+        self.sharding.load(folder, weights)
+        self.version, self.updates = counters["version"], counters["updates"]
+        self.skipped = counters["skipped"]
+
+
+def _unwrapped(module: Any) -> Any:
+    """The `TreePolicy` inside whatever a sharding wrapped around it."""
+    while not isinstance(module, TreePolicy):
+        module = module.module
+    return module
+
+
+def _not_finite(loss: float, norm: float) -> str:
+    """Name what is not a number, or the empty string."""
+    if not np.isfinite(loss):
+        return f"loss is {loss}"
+    return "" if np.isfinite(norm) else f"gradient norm is {norm}"
