@@ -1,0 +1,306 @@
+"""What a recipe may say: its sections, their settings, defaults, units and ranges.
+
+`task`, `retriever`, `env`, `algorithm`, `engine` and each of `rewards` name a plug-in by `kind`; their other settings
+belong to the plug-in (`rlkit/plugins.py`). All other sections are the dataclasses below. `rlkit show RECIPE` prints
+every value and the file or command line that it came from.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from rlkit.plugins import PluginSection
+
+__all__ = [
+    "SECTIONS",
+    "Cluster",
+    "Eval",
+    "LearnerSettings",
+    "Log",
+    "ModelSettings",
+    "Optim",
+    "Recipe",
+    "RewardCommon",
+    "RewardSection",
+    "Rollout",
+    "Run",
+    "Train",
+]
+
+
+def above(section: object, bound: float, *fields: str) -> None:
+    """Raise `ValueError` unless each field is above `bound`; None passes."""
+    for field in fields:
+        value = getattr(section, field)
+        if value is not None and not value > bound:
+            raise ValueError(f"{field}: {value} is not above {bound}")
+
+
+def at_least(section: object, bound: float, *fields: str) -> None:
+    """Raise `ValueError` unless each field is `bound` or more; None passes."""
+    for field in fields:
+        value = getattr(section, field)
+        if value is not None and not value >= bound:
+            raise ValueError(f"{field}: {value} is below {bound}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSettings:
+    """`model`: the policy's network and its numerics."""
+
+    path: str = "smollm2-135m"
+    """Short name of `rlkit/models/hub.py`, or a folder in the transformers format."""
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Of weights and activations; float64 is for checking gradients."""
+    attention: Literal["sdpa", "flex"] = "sdpa"
+    """Kernel of the tree mask: `sdpa` everywhere, `flex` (block-sparse) on a GPU."""
+    max_context: int = 2048
+    """Tokens of the longest path, prompt included; a trajectory that reaches it is truncated."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more compute."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 2, "max_context")
+        if not self.path:
+            raise ValueError("path: '' is empty; name a model or a folder")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """`rollout`: how trajectories are sampled."""
+
+    group_size: int = 8
+    """G, trajectories per task."""
+    groups_per_step: int = 8
+    """Tasks per step; a step trains on `groups_per_step` * `group_size` trajectories."""
+    temperature: float = 1.0
+    """Divides the logits; the learner divides by it too. Above 0."""
+    top_k: int = 0
+    """Sample from the k likeliest tokens; 0: from all."""
+    top_p: float = 1.0
+    """Then from the smallest set with this mass, in (0, 1]; 1: from all."""
+    max_completion_tokens: int = 256
+    """Cap on one completion (one turn), in tokens."""
+    max_concurrent_groups: int = 8
+    """Trees that one rollout worker extends at the same time; bounds its KV cache."""
+
+    def __post_init__(self) -> None:
+        above(self, 0, "temperature", "top_p")
+        at_least(self, 0, "top_k")
+        at_least(self, 1, "group_size", "groups_per_step", "max_completion_tokens", "max_concurrent_groups")
+        if self.top_p > 1:
+            raise ValueError(f"top_p: {self.top_p} is not in (0, 1]; 1 samples from all tokens")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Optim:
+    """`optim`: AdamW, its schedule, and how often it steps."""
+
+    lr: float = 1e-6
+    """Peak learning rate."""
+    weight_decay: float = 0.0
+    """Decoupled, per step, times the learning rate."""
+    beta1: float = 0.9
+    """Decay of the mean of gradients, in [0, 1)."""
+    beta2: float = 0.999
+    """Decay of the mean of squared gradients, in [0, 1)."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    warmup_steps: int = 0
+    """Optimizer updates over which the rate rises linearly from 0."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """After the warm-up: stay, or fall to 0 at the last update."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this global norm."""
+    minibatches: int = 1
+    """Optimizer updates per step, each on its share of the groups; 1 is on-policy."""
+
+    def __post_init__(self) -> None:
+        above(self, 0, "lr", "eps", "max_grad_norm")
+        at_least(self, 0, "weight_decay", "warmup_steps", "beta1", "beta2")
+        at_least(self, 1, "minibatches")
+        for name in ("beta1", "beta2"):
+            if getattr(self, name) >= 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is not below 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnerSettings:
+    """`learner`: how gradients are computed; no choice here changes them."""
+
+    kind: Literal["single", "ddp", "fsdp2", "zero1", "zero2", "zero3"] = "single"
+    """One process, or how several ranks share weights, gradients and optimizer state."""
+    row_tokens: int = 4096
+    """Unique tokens of one packed row, so of one forward and backward: the learner's memory knob."""
+    logit_chunk: int = 512
+    """Positions whose logits exist at the same time."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "row_tokens", "logit_chunk")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """`cluster`: which processes exist."""
+
+    kind: Literal["local", "ray"] = "local"
+    """Everything in this process, or Ray actors."""
+    address: str | None = None
+    """Ray cluster to join; null: the one of this job, else a new one on this machine."""
+    rollout_workers: int = 1
+    """Processes that sample."""
+    learner_ranks: int = 1
+    """Processes that train; above 1 with a `learner.kind` other than `single`."""
+    threads_per_worker: int = 1
+    """CPU threads of each of them."""
+    gpus_per_rollout_worker: float = 0.0
+    """Share of a GPU for each rollout worker; 0: CPU."""
+    gpus_per_learner_rank: float = 0.0
+    """Share of a GPU for each learner rank; 0: CPU."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "rollout_workers", "learner_ranks", "threads_per_worker")
+        at_least(self, 0, "gpus_per_rollout_worker", "gpus_per_learner_rank")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Train:
+    """`train`: how long, and what is kept."""
+
+    steps: int = 100
+    """Rounds of sampling and training; 0 only evaluates."""
+    checkpoint_every: int = 50
+    """Steps between checkpoints; the last step is always saved. 0: only the last."""
+    eval_every: int = 50
+    """Steps between evaluations; before the first and after the last step always. 0: only those."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept on disk."""
+    init_from: str | None = None
+    """Run folder or checkpoint whose weights to start from; null: `model.path`."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "steps", "checkpoint_every", "eval_every")
+        at_least(self, 1, "keep_checkpoints")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Eval:
+    """`eval`: the held-out measurement."""
+
+    split: Literal["train", "dev", "test"] = "dev"
+    """Split of the task source."""
+    tasks: int = 64
+    """First tasks of the split."""
+    samples: int = 1
+    """Trajectories per task; their rewards are averaged."""
+    temperature: float = 0.0
+    """0 is greedy."""
+    max_completion_tokens: int | None = None
+    """Cap on one completion; null: that of `rollout`."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "temperature")
+        at_least(self, 1, "tasks", "samples", "max_completion_tokens")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Log:
+    """`log`: where numbers go besides `metrics.jsonl`."""
+
+    tensorboard: bool = True
+    """Event files under the run folder."""
+    wandb: Literal["off", "offline", "online"] = "off"
+    """Weights & Biases."""
+    wandb_project: str = "rlkit"
+    """Its project."""
+    live: bool = True
+    """A live table in a terminal; plain lines elsewhere."""
+
+
+SECTIONS: dict[str, type] = {
+    "model": ModelSettings,
+    "rollout": Rollout,
+    "optim": Optim,
+    "learner": LearnerSettings,
+    "cluster": Cluster,
+    "train": Train,
+    "eval": Eval,
+    "log": Log,
+}
+"""Sections that are no plug-ins; all their settings have defaults."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardCommon:
+    """What the framework does with a reward's value; the same for every kind."""
+
+    name: str
+    """Of its metric; the function's name unless the recipe says otherwise. Unique."""
+    weight: float = 1.0
+    """Factor in the trajectory's reward; 0 measures without training on it."""
+    deadline_s: float = 5.0
+    """Seconds for one call; longer is recorded as failed, never as 0."""
+
+    def __post_init__(self) -> None:
+        above(self, 0, "deadline_s")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardSection(RewardCommon):
+    """One of `rewards`."""
+
+    plugin: PluginSection
+    """The function and its own settings."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What stands outside any section."""
+
+    name: str
+    """Of the run; the recipe's file name unless it says otherwise."""
+    seed: int = 0
+    """Root of every random draw."""
+    out: str
+    """Run folder, relative to where the command runs; `runs/${name}` unless the recipe says otherwise."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "seed")
+        if not re.fullmatch(r"[\w.-]+", self.name):
+            raise ValueError(f"name: {self.name!r} has other characters than letters, digits, '.', '-' and '_'")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe(Run):
+    """A whole recipe, merged and checked."""
+
+    task: PluginSection
+    """Where problems come from."""
+    retriever: PluginSection | None = None
+    """What answers search queries; None: nothing does."""
+    env: PluginSection
+    """What answers completions."""
+    rewards: tuple[RewardSection, ...]
+    """At least one."""
+    algorithm: PluginSection
+    """Advantages and loss."""
+    model: ModelSettings = ModelSettings()
+    """The policy's network."""
+    engine: PluginSection
+    """What samples."""
+    rollout: Rollout = Rollout()
+    """How trajectories are sampled."""
+    optim: Optim = Optim()
+    """How weights move."""
+    learner: LearnerSettings = LearnerSettings()
+    """How gradients are computed."""
+    cluster: Cluster = Cluster()
+    """Which processes exist."""
+    train: Train = Train()
+    """How long, and what is kept."""
+    eval: Eval = Eval()
+    """The held-out measurement."""
+    log: Log = Log()
+    """Where numbers go."""
