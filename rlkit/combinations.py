@@ -65,12 +65,13 @@ def _processes(recipe: Recipe) -> Problems:
     cluster, learner = recipe.cluster, recipe.learner
     if cluster.kind == "local":
         for name in ("rollout_workers", "learner_ranks"):
-            if getattr(cluster, name) > 1:
-                yield f"cluster.{name}", f"{getattr(cluster, name)} with cluster.kind=local, which is one process; use ray"
+            if (count := getattr(cluster, name)) > 1:
+                yield f"cluster.{name}", f"{count} with cluster.kind=local, which is one process; use cluster.kind=ray"
         if cluster.address is not None:
             yield "cluster.address", f"{cluster.address!r} with cluster.kind=local; use cluster.kind=ray"
     if cluster.learner_ranks > 1 and learner.kind == "single":
-        yield "learner.kind", f"'single' cannot use cluster.learner_ranks={cluster.learner_ranks}; use ddp, fsdp2 or zero1"
+        problem = f"'single' is one process, not cluster.learner_ranks={cluster.learner_ranks}; use ddp, fsdp2 or zero1"
+        yield "learner.kind", problem
 
 
 def _files(recipe: Recipe) -> Problems:

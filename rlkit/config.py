@@ -56,7 +56,8 @@ class Resolved:
     @property
     def values(self) -> dict[str, Any]:
         """All values in the shape of the YAML; secrets are masked."""
-        return _plain(self.recipe)
+        values: dict[str, Any] = _plain(self.recipe)
+        return values
 
     def save_resolved(self, path: Path) -> None:
         """Write every value, defaults included, as a recipe that runs again."""
@@ -72,7 +73,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Resolved:
     values = _interpolated({"name": file.stem, "out": "runs/${name}", **layer.values})
     _check_shape(values)
     run = build(Run, {key: values[key] for key in ("name", "seed", "out") if key in values}, "")
-    sections = {name: build(cls, values.get(name) or {}, name) for name, cls in SECTIONS.items()}
+    sections: dict[str, Any] = {name: build(cls, values.get(name) or {}, name) for name, cls in SECTIONS.items()}
     plugins = _plugins(values, str(file.resolve().parent))
     recipe = Recipe(name=run.name, seed=run.seed, out=run.out, **sections, **plugins)
     check(recipe)
@@ -142,13 +143,16 @@ def _find(family: Family, section: Mapping[str, Any], folder: str, path: str) ->
 
 
 def _load(family: Family, section: Mapping[str, Any], spec: str, folder: str, path: str) -> PluginSection:
-    config = config_of(load_object(spec, path=f"{path}.kind"), path=f"{path}.kind")
+    plugin = load_object(spec, path=f"{path}.kind")
+    if family == "algorithms" and not hasattr(plugin, "credit"):
+        raise RecipeError(f"{path}.kind", f"{spec!r} is no Algorithm; name a module's ALGORITHM")
+    config = config_of(plugin, path=f"{path}.kind")
     taken = {"kind", *(layers.REWARD_COMMON if family == "rewards" else ())}
     for field in dataclasses.fields(config):
         if field.name in taken:
             raise RecipeError(f"{path}.kind", f"{spec!r} has a setting '{field.name}', which is rlkit's own; rename it")
     own = {key: value for key, value in section.items() if key != "kind"}
-    settings = build(config, own, path)
+    settings: Any = build(config, own, path)
     return PluginSection(family=family, kind=section["kind"], spec=spec, folder=folder, settings=settings)
 
 

@@ -46,7 +46,7 @@ _Loader.yaml_implicit_resolvers = {
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false|True|False)$"), list("tfTF"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d[\d_]*\.[\d_]*(?:[eE][-+]?\d+)?|\.\d[\d_]*(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.inf|\.nan)$"),
+    re.compile(r"^[-+]?(?:\d+\.\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.inf|\.nan)$"),
     list("-+.0123456789"),
 )
 
@@ -189,7 +189,7 @@ def _lines(node: yaml.Node, path: str = "") -> Iterator[tuple[str, int]]:
         for key, item in node.value:
             problem = ""
             if not key.tag.endswith(":str"):
-                problem = f"the key {getattr(key, 'value', '?')!r} is not text; quote it, and write settings out (no '<<')"
+                problem = f"the key {getattr(key, 'value', '?')!r} is not text; quote it (and '<<' is not supported)"
             elif key.value in seen:
                 problem = f"'{join(path, key.value)}' is given twice, first in line {seen[key.value]}"
             if problem:

@@ -9,6 +9,7 @@ keyword-only parameters of a reward function.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import hashlib
 import importlib
@@ -17,15 +18,26 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, get_type_hints
 
 from rlkit.errors import RecipeError, nearest
 
-__all__ = ["TABLES", "Family", "NoSettings", "PluginSection", "config_of", "load_object", "resolve"]
+__all__ = [
+    "TABLES",
+    "Description",
+    "Family",
+    "NoSettings",
+    "PluginSection",
+    "config_of",
+    "describe",
+    "load_object",
+    "resolve",
+]
 
 Family = Literal["tasks", "retrievers", "envs", "rewards", "engines", "algorithms"]
 
@@ -133,6 +145,35 @@ def resolve(family: Family, kind: str, folders: Sequence[str | Path] = (), *, pa
     raise RecipeError(path, f"no file {source!r} in {looked}")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """One line of `rlkit list`."""
+
+    kind: str
+    """Short name."""
+    summary: str
+    """First line of the docstring; empty where there is none."""
+    spec: str
+    """Where it lives, as `module:attribute`."""
+
+
+def describe(family: Family) -> list[Description]:
+    """The plug-ins of a family, read from their source: nothing is imported."""
+    return [
+        Description(kind=kind, summary=_summary(*spec.split(":")), spec=spec) for kind, spec in TABLES[family].items()
+    ]
+
+
+def _summary(module: str, attribute: str) -> str:
+    """First docstring line of a function, or of the module, which is about its one class or `ALGORITHM`."""
+    file = Path(__file__).parent.parent.joinpath(*module.split(".")).with_suffix(".py")
+    if not file.is_file():
+        return ""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    functions = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == attribute)
+    return (ast.get_docstring(next(functions, tree)) or "").partition("\n")[0]
+
+
 def load_object(spec: str, *, path: str = "kind") -> Any:
     """Import what `resolve` returned."""
     source, _, attribute = spec.rpartition(":")
@@ -189,9 +230,8 @@ def _config_of_function(function: Callable[..., Any]) -> type:
         annotation = hints.get(parameter.name, Any)
         if parameter.default is parameter.empty:
             fields.append((parameter.name, annotation))
-        else:
-            # a factory, because dataclasses refuse mutable defaults that a function may well have
-            default = dataclasses.field(default_factory=lambda value=parameter.default: value)
+        else:  # a factory, because dataclasses refuse mutable defaults that a function may well have
+            default = dataclasses.field(default_factory=partial(copy, parameter.default))
             fields.append((parameter.name, annotation, default))
     return dataclasses.make_dataclass(f"{function.__name__}_settings", fields, frozen=True, kw_only=True)
 

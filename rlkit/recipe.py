@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rlkit.plugins import PluginSection
+from rlkit.settings import above, at_least
 
 __all__ = [
     "SECTIONS",
@@ -28,22 +29,6 @@ __all__ = [
     "Run",
     "Train",
 ]
-
-
-def above(section: object, bound: float, *fields: str) -> None:
-    """Raise `ValueError` unless each field is above `bound`; None passes."""
-    for field in fields:
-        value = getattr(section, field)
-        if value is not None and not value > bound:
-            raise ValueError(f"{field}: {value} is not above {bound}")
-
-
-def at_least(section: object, bound: float, *fields: str) -> None:
-    """Raise `ValueError` unless each field is `bound` or more; None passes."""
-    for field in fields:
-        value = getattr(section, field)
-        if value is not None and not value >= bound:
-            raise ValueError(f"{field}: {value} is below {bound}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from rlkit.errors import RecipeError, nearest
 
-__all__ = ["build", "join"]
+__all__ = ["above", "at_least", "build", "join", "type_name"]
 
 T = TypeVar("T")
 
@@ -55,11 +55,30 @@ def build(cls: type[T], values: Mapping[str, Any], path: str) -> T:
         raise RecipeError(path, str(error)) from error
 
 
+def above(section: object, bound: float, *fields: str) -> None:
+    """Raise `ValueError` unless each field is above `bound`; None passes."""
+    for field in fields:
+        value = getattr(section, field)
+        if value is not None and not value > bound:
+            raise ValueError(f"{field}: {value} is not above {bound}")
+
+
+def at_least(section: object, bound: float, *fields: str) -> None:
+    """Raise `ValueError` unless each field is `bound` or more; None passes."""
+    for field in fields:
+        value = getattr(section, field)
+        if value is not None and not value >= bound:
+            raise ValueError(f"{field}: {value} is below {bound}")
+
+
 def _refused(error: OmegaConfBaseException, path: str, key: str, value: Any, hint: Any) -> RecipeError:
     """OmegaConf's refusal in our words: it knows neither the section's path nor how a recipe writes a type."""
     full_key = error.full_key or key
     if full_key != key:  # inside a nested dataclass
-        problem = "unknown setting" if isinstance(error, ConfigKeyError) else str(error).splitlines()[0]
+        problem = str(error).splitlines()[0]
+        if isinstance(error, ConfigKeyError) and dataclasses.is_dataclass(error.object_type):
+            known = [field.name for field in dataclasses.fields(error.object_type)]
+            problem = f"unknown setting{nearest(str(error.key), known)}"
         return RecipeError(join(path, full_key), problem)
     choices = get_args(hint) if get_origin(hint) is Literal else ()
     help_ = nearest(str(value), map(str, choices))
