@@ -1,0 +1,339 @@
+"""What is measured, in one dictionary, and how measurements of parts add up to the measurement of the whole.
+
+A metric leaves a stage as a pair `(total, count)`. Pairs of micro-batches, ranks or workers merge by addition, so the
+mean over everything is exact and never a mean of means. `METRICS` says what every logged name means;
+`python -m rlkit.metrics > docs/metrics.md` prints it as a page.
+
+    L leaves · G leaves of one group · t policy tokens · p credit paths
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlkit.errors import RlkitError, nearest
+from rlkit.randomness import stream
+from rlkit.records import CreditedTree, RewardTerm, ScoredTree
+
+__all__ = [
+    "METRICS",
+    "Metric",
+    "Pairs",
+    "UndocumentedMetric",
+    "bootstrap_mean",
+    "credit_metrics",
+    "documentation",
+    "finalise",
+    "held_out_metrics",
+    "merge",
+    "metric",
+    "rollout_metrics",
+    "wilson",
+]
+
+Pair = tuple[float, float]
+Pairs = dict[str, Pair]
+Reduce = Literal["mean", "sum", "max", "std"]
+
+
+class UndocumentedMetric(UserWarning):
+    """A logged name is missing from `METRICS`; the project's tests turn this warning into an error."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """What one logged number means."""
+
+    unit: str
+    """Unit of the final number."""
+    formula: str
+    """How it is computed from records."""
+    over: str
+    """Denominator: what the mean runs over; for a sum or maximum, what it covers."""
+    healthy: str
+    """Where it lies when training goes well, and what it says when it does not."""
+    meaning: str
+    """One plain sentence."""
+    reduce: Reduce = "mean"
+    """`mean` total/count · `sum` total · `max` largest · `std` total holds squares; needs its sibling `.../mean`."""
+
+
+def _table(rows: str) -> dict[str, Metric]:
+    """Rows `name | unit | reduce | formula | over | healthy | meaning`: a table is what a reader wants to scan."""
+    columns = ("unit", "reduce", "formula", "over", "healthy", "meaning")
+    found = {}
+    for row in filter(str.strip, rows.splitlines()):
+        name, *cells = (cell.strip() for cell in row.split("|"))
+        found[name] = Metric(**dict(zip(columns, cells, strict=True)))  # type: ignore[arg-type]
+    return found
+
+
+METRICS: Mapping[str, Metric] = _table("""
+reward/mean | reward | mean | Σ_ℓ Σ_k w_k·r_k(ℓ) | valid leaves | rises | Weighted sum of the reward terms; failed rollouts and failed rewards are left out, not counted as 0.
+reward/best | reward | mean | max over valid ℓ of the group's total | groups with a valid leaf | above reward/mean | The best of G attempts: how much a better policy could still gain on these tasks.
+reward/low | reward | mean | lower end of the 95 % interval of reward/mean | tasks | - | Evaluation only; the interval treats the task, not the attempt, as the unit.
+reward/high | reward | mean | upper end of the 95 % interval of reward/mean | tasks | - | Evaluation only.
+reward/n | tasks | sum | tasks with a valid leaf | - | as many as were asked | Evaluation only: how many tasks stand behind reward/mean.
+reward/<term>/mean | as the term | mean | Σ_ℓ r_k(ℓ) | leaves where the term is ok | rises if it is trained on | Unweighted value of one reward term.
+reward/<term>/best | as the term | mean | max over ok ℓ of r_k(ℓ) | groups with an ok leaf | above its mean | Best of the group; for a 0/1 term this is pass@G.
+reward/<term>/failed | share | mean | leaves whose status begins with `failed` | leaves where the term was asked (not skipped) | 0; look at the reasons above 0.01 | A reward that raised or ran out of time; its leaves are not trained on if the term has weight.
+reward/<term>/low | as the term | mean | lower end of the 95 % interval of its mean | tasks | - | Evaluation only: Wilson for one 0/1 value per task, otherwise a bootstrap over tasks.
+reward/<term>/high | as the term | mean | upper end of the 95 % interval of its mean | tasks | - | Evaluation only.
+reward/<term>/n | tasks | sum | tasks with an ok leaf | - | as many as were asked | Evaluation only: how many tasks stand behind the mean.
+rollout/done | share | mean | leaves with status done | leaves | near 1 | The trajectory ended by itself.
+rollout/truncated | share | mean | leaves with status truncated | leaves | below 0.1; rising: answers outgrow the budget | The trajectory hit a token or turn budget.
+rollout/failed | share | mean | leaves with status failed | leaves | near 0 | Environment, tool or engine failed; not trained on.
+rollout/turns | turns | mean | completions on the path | leaves that did not fail | stable, or as the task needs | Completions per trajectory.
+rollout/completion_tokens | tokens | mean | policy tokens on the path | leaves that did not fail | stable; a drift with flat reward is length hacking | Sampled tokens per trajectory.
+tokens/unique | tokens | sum | Σ_trees T | all trees | - | Tokens the tree computes: each shared prefix once.
+tokens/flat | tokens | sum | Σ_ℓ path length | all leaves | - | Tokens that flattened rows would compute.
+tokens/sharing | ratio | mean | Σ flat / Σ unique | unique tokens | above 1; 1 means that nothing is shared | How many times fewer tokens the tree computes.
+groups/effective | share | mean | groups whose valid rewards differ | groups | above 0.3; near 0 the step learns nothing | Only a group with unequal rewards gives a group-relative gradient.
+groups/all_failed | share | mean | groups without a valid leaf | groups | 0 | Nothing of the group could be judged.
+groups/reward_std | reward | mean | standard deviation of the valid rewards of a group | groups with a valid leaf | above 0 | Spread inside a group, the signal that group-relative advantages live on.
+staleness/mean | versions | mean | learner version − policy_version | unique policy tokens | at most the recipe's max_staleness | How old the weights were that sampled what is trained on.
+staleness/max | versions | max | learner version − policy_version | unique policy tokens | at most the recipe's max_staleness | The oldest token of the step.
+signals/<name> | as the signal | mean | the environment's count | leaves that report it and did not fail | as the task needs | A count by the environment, such as num_searches.
+advantage/mean | reward | mean | mean of A(p,t) along the path | credit paths with tokens | near 0 for group-relative algorithms | Advantage of a path.
+advantage/std | reward | std | spread of the path advantages | credit paths with tokens | about 1 where the algorithm normalises | Zero means no gradient.
+credit/nonzero | share | mean | tokens with C⁺ ≠ 0 or C⁻ ≠ 0 | unique policy tokens | about groups/effective | Policy tokens that carry any credit at all.
+credit/conflict | share | mean | tokens with C⁺ ≠ 0 and C⁻ ≠ 0 | unique policy tokens | 0 without branching | Shared tokens that some trajectories praise and others blame.
+loss | objective | mean | the recipe's objective, global denominators included | one per step | no trend by itself: look at reward | Value that the optimizer minimises.
+grad_norm | norm | mean | Euclidean norm before clipping | one per step | steady; spikes announce divergence | Size of the gradient.
+lr | 1 | mean | the schedule | one per step | - | Learning rate of the step.
+entropy | nats | mean | −Σ_v π(v) log π(v) | unique policy tokens | falls slowly; near 0 exploration is over | Entropy of the sampled distribution.
+clip_frac | share | mean | tokens whose ratio is clipped against the gradient | unique policy tokens with credit | 0 to 0.2 | Share of tokens that give no gradient any more.
+kl/behavior_k1 | nats | mean | log μ(t) − log π(t) | unique policy tokens | near 0, below 0.01 on-policy | Unbiased single-sample estimate of KL(μ‖π), μ being what sampled; may be negative.
+kl/behavior_k3 | nats | mean | r − 1 − log r with r = π/μ | unique policy tokens | below 0.01; growth: engine and learner disagree or data are stale | Non-negative estimate of KL(μ‖π).
+kl/reference | nats | mean | q − 1 − log q with q = π_ref/π | unique policy tokens | slow growth | Distance from the frozen reference model.
+ratio/mean | ratio | mean | π(t)/μ(t) | unique policy tokens | within 0.01 of 1 | Mean probability ratio of learner and sampler.
+ratio/max | ratio | max | π(t)/μ(t) | unique policy tokens | below 10 | Largest ratio of the step.
+weights/mean | ratio | mean | importance weight | unique policy tokens | near 1 | Weight that corrects for stale or mismatched sampling.
+weights/max | ratio | max | importance weight | unique policy tokens | at most the recipe's cap | Largest importance weight.
+weights/capped | share | mean | importance weights above the cap | unique policy tokens | below 0.05 | Share of weights that were cut.
+throughput/tokens_per_s | tokens/s | mean | unique tokens trained / timing/learn_s | seconds of learning | steady | Speed of the learner.
+throughput/completion_tokens_per_s | tokens/s | mean | policy tokens sampled / timing/rollout_s | seconds of rollout | steady | Speed of the engines.
+timing/rollout_s | s | sum | wall clock | the step | - | Sampling and environments.
+timing/reward_s | s | sum | wall clock | the step | small beside rollout | Reward functions.
+timing/learn_s | s | sum | wall clock | the step | - | Forward, backward, optimizer.
+timing/sync_s | s | sum | wall clock | the step | small beside rollout | Weights from learner to engines.
+timing/eval_s | s | sum | wall clock | the evaluation | - | Held-out evaluation.
+timing/checkpoint_s | s | sum | wall clock | the step | small | Writing a checkpoint.
+timing/step_s | s | sum | wall clock | the step | steady | The whole step; phases that overlap may add up to more.
+sync/bytes | bytes | sum | bytes of weights sent | the step | - | Size of one weight update.
+memory/peak_mib | MiB | max | peak memory of the learner | ranks | below the device's limit | Resident on a CPU, allocated on a GPU.
+ledger/drawn | tasks | sum | tasks taken from the source so far | the run | trained + dropped + pending | Every task that was ever started.
+ledger/trained | tasks | sum | tasks whose tree reached the learner | the run | grows every step | Tasks that made a gradient.
+ledger/dropped | tasks | sum | tasks given up, with a reason | the run | small | Too stale, all failed or filtered.
+ledger/pending | tasks | sum | tasks on their way | the run | bounded | Drawn, and neither trained nor dropped yet.
+dropped/<reason> | tasks | sum | tasks dropped for this reason | the run | small | Where the dropped tasks went.
+custom/<name> | any | mean | up to the plug-in | up to the plug-in | - | Free for plug-ins: a metric that this page does not know.
+""")  # fmt: skip  # noqa: E501, RUF001
+
+_PATTERNS = {
+    re.compile(re.sub(r"<\w+>", "[^<>]+", re.escape(name).replace(r"\<", "<").replace(r"\>", ">"))): entry
+    for name, entry in METRICS.items()
+    if "<" in name
+}
+
+
+def metric(name: str) -> Metric:
+    """The dictionary entry of a logged name: itself, or the pattern that it fits such as `reward/<term>/mean`."""
+    if name in METRICS and "<" not in name:
+        return METRICS[name]
+    for pattern, entry in _PATTERNS.items():
+        if pattern.fullmatch(name):
+            return entry
+    raise RlkitError(f"metric {name!r} is not in rlkit.metrics.METRICS{nearest(name, METRICS)}")
+
+
+def _reduce(name: str) -> Reduce:
+    try:
+        return metric(name).reduce
+    except RlkitError:  # an undocumented name is the recorder's warning, not a reason to lose the number
+        return "mean"
+
+
+def merge(parts: Iterable[Mapping[str, Pair]]) -> Pairs:
+    """Pairs of all parts as if measured at once: totals and counts add up, of a maximum the largest stays."""
+    out: Pairs = {}
+    for part in parts:
+        for name, (total, count) in part.items():
+            if name not in out:
+                out[name] = (float(total), float(count))
+                continue
+            old_total, old_count = out[name]
+            joined = max(old_total, total) if _reduce(name) == "max" else old_total + total
+            out[name] = (float(joined), float(old_count + count))
+    return out
+
+
+def finalise(pairs: Mapping[str, Pair]) -> dict[str, float]:
+    """Pairs -> numbers. A name that counted nothing is left out: no measurement is not a measurement of 0."""
+    means = {name: total / count for name, (total, count) in pairs.items() if count > 0}
+    out = {}
+    for name, mean in means.items():
+        match _reduce(name):
+            case "mean":
+                out[name] = mean
+            case "std":
+                out[name] = math.sqrt(max(mean - means[name.removesuffix("std") + "mean"] ** 2, 0.0))
+            case _:
+                out[name] = pairs[name][0]
+    return out
+
+
+def _pair(values: Iterable[float]) -> Pair:
+    items = [float(value) for value in values]
+    return math.fsum(items), float(len(items))
+
+
+def _ok(term: RewardTerm) -> list[float]:
+    return [float(value) for value in term.values if math.isfinite(value)]
+
+
+def _terms(trees: Sequence[ScoredTree]) -> dict[str, list[RewardTerm]]:
+    terms: dict[str, list[RewardTerm]] = {}
+    for scored in trees:
+        for term in scored.terms:
+            terms.setdefault(term.name, []).append(term)
+    return terms
+
+
+def _reward_pairs(trees: Sequence[ScoredTree]) -> Pairs:
+    totals = [scored.rewards[scored.valid] for scored in trees]
+    judged = [rewards for rewards in totals if len(rewards)]
+    pairs: Pairs = {
+        "reward/mean": _pair(value for rewards in judged for value in rewards),
+        "reward/best": _pair(rewards.max() for rewards in judged),
+        "groups/effective": _pair(len(rewards) > 0 and bool(np.ptp(rewards) > 0) for rewards in totals),
+        "groups/all_failed": _pair(len(rewards) == 0 for rewards in totals),
+        "groups/reward_std": _pair(rewards.std() for rewards in judged),
+    }
+    for name, terms in _terms(trees).items():
+        asked = [status for term in terms for status in term.status if not status.startswith("skipped")]
+        pairs[f"reward/{name}/mean"] = _pair(value for term in terms for value in _ok(term))
+        pairs[f"reward/{name}/best"] = _pair(max(_ok(term)) for term in terms if _ok(term))
+        pairs[f"reward/{name}/failed"] = _pair(status.startswith("failed") for status in asked)
+    return pairs
+
+
+def _tree_pairs(trees: Sequence[ScoredTree], learner_version: int) -> Pairs:
+    sampled = [node for scored in trees for node in scored.tree.nodes if node.author == "policy"]
+    ages = [(learner_version - node.policy_version, len(node.token_ids)) for node in sampled]
+    unique = float(sum(scored.tree.num_tokens for scored in trees))
+    flat = float(sum(scored.tree.num_flat_tokens for scored in trees))
+    num_sampled = float(sum(size for _, size in ages))
+    return {
+        "tokens/unique": (unique, 1.0),
+        "tokens/flat": (flat, 1.0),
+        "tokens/sharing": (flat, unique),
+        "staleness/mean": (float(sum(age * size for age, size in ages)), num_sampled),
+        "staleness/max": (float(max((age for age, size in ages if size), default=0)), num_sampled),
+    }
+
+
+def rollout_metrics(trees: Sequence[ScoredTree], *, learner_version: int) -> Pairs:
+    """Pairs that describe one step's rollouts and rewards; `learner_version` is that of the weights to be updated."""
+    leaves = [leaf for scored in trees for leaf in scored.tree.leaves]
+    alive = [path for scored in trees for path in scored.tree.trajectories() if path.leaf.status != "failed"]
+    pairs: Pairs = {
+        f"rollout/{status}": _pair(leaf.status == status for leaf in leaves)
+        for status in ("done", "truncated", "failed")
+    }
+    pairs["rollout/turns"] = _pair(len(path.turns) for path in alive)
+    pairs["rollout/completion_tokens"] = _pair(path.num_policy_tokens for path in alive)
+    for name in sorted({name for path in alive for name in path.signals}):
+        pairs[f"signals/{name}"] = _pair(path.signals[name] for path in alive if name in path.signals)
+    return pairs | _reward_pairs(trees) | _tree_pairs(trees, learner_version)
+
+
+def credit_metrics(trees: Sequence[CreditedTree]) -> Pairs:
+    """Pairs that describe what the algorithm made of the rewards."""
+    paths = [float(path.advantages.mean()) for tree in trees for path in tree.paths if len(path.tokens)]
+    masks = [tree.tree.policy_mask for tree in trees]
+    praised = [tree.c_pos[mask] != 0 for tree, mask in zip(trees, masks, strict=True)]
+    blamed = [tree.c_neg[mask] != 0 for tree, mask in zip(trees, masks, strict=True)]
+    num_tokens = float(sum(mask.sum() for mask in masks))
+    pairs = list(zip(praised, blamed, strict=True))
+    return {
+        "advantage/mean": _pair(paths),
+        "advantage/std": _pair(value**2 for value in paths),
+        "credit/nonzero": (float(sum((plus | minus).sum() for plus, minus in pairs)), num_tokens),
+        "credit/conflict": (float(sum((plus & minus).sum() for plus, minus in pairs)), num_tokens),
+    }
+
+
+def wilson(successes: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's score interval of a share (Wilson 1927, doi:10.1080/01621459.1927.10502953), (0, 1) for n = 0."""
+    if not 0 <= successes <= n:
+        raise ValueError(f"wilson: {successes} successes of {n}")
+    if n == 0:
+        return 0.0, 1.0
+    share, spread = successes / n, z * z / n
+    centre = (share + spread / 2) / (1 + spread)
+    half = z * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
+    return max(centre - half, 0.0), min(centre + half, 1.0)
+
+
+def bootstrap_mean(
+    values: Sequence[float], *, seed: int = 0, level: float = 0.95, num_resamples: int = 2000
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean (Efron 1979); same values and seed, same interval."""
+    if not len(values):
+        return math.nan, math.nan
+    rng = stream("bootstrap_mean", seed)
+    sample = np.asarray(values, dtype=np.float64)
+    means = [rng.choice(sample, len(sample)).mean() for _ in range(num_resamples)]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _intervals(
+    prefix: str, groups: Iterable[Sequence[float] | NDArray[np.float64]], seed: int
+) -> Iterator[tuple[str, float]]:
+    judged = [values for values in groups if len(values)]
+    means = [float(np.mean(values)) for values in judged]
+    # Attempts at one task resemble each other, so the task is the unit; a share of tasks has Wilson's interval.
+    counted = all(len(values) == 1 for values in judged) and set(means) <= {0.0, 1.0}
+    low, high = wilson(sum(means), len(means)) if counted else bootstrap_mean(means, seed=seed)
+    yield from ((f"{prefix}/n", float(len(means))), (f"{prefix}/low", low), (f"{prefix}/high", high))
+
+
+def held_out_metrics(trees: Sequence[ScoredTree], *, learner_version: int, seed: int = 0) -> dict[str, float]:
+    """Final numbers of an evaluation: those of `rollout_metrics`, and a 95 % interval and n for every reward."""
+    out = finalise(rollout_metrics(trees, learner_version=learner_version))
+    out |= _intervals("reward", [scored.rewards[scored.valid] for scored in trees], seed)
+    for name, terms in _terms(trees).items():
+        out |= _intervals(f"reward/{name}", [_ok(term) for term in terms], seed)
+    return out
+
+
+def documentation() -> str:
+    """The page docs/metrics.md."""
+    lines = [
+        "# Metrics",
+        "",
+        "Generated by `python -m rlkit.metrics > docs/metrics.md`; edit `METRICS` in `rlkit/metrics.py` instead.",
+        "Parts of a run report `(total, count)`; totals and counts add up before the one division, so the number is",
+        "the same for any split into micro-batches, ranks and workers. A name that counted nothing is not logged.",
+    ]
+    title = None
+    for name, entry in METRICS.items():
+        if name.split("/")[0] != title and ("/" in name or title != "learner"):
+            title = name.split("/")[0] if "/" in name else "learner"
+            lines += ["", f"## {title}", "", "| name | unit | what | formula | over | healthy |", "|" + " --- |" * 6]
+        formula = entry.formula if entry.reduce != "max" else f"max of {entry.formula}"
+        lines.append(f"| `{name}` | {entry.unit} | {entry.meaning} | {formula} | {entry.over} | {entry.healthy} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(documentation(), end="")
