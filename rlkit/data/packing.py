@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -284,12 +285,11 @@ def empty_row(like: Row) -> Row:
     )
 
 
-def scatter(batch: Batch, values: Sequence[NDArray], trees: Sequence[CreditedTree | Tree]) -> list[Floats]:
-    """Per-row values [S] -> one array [T] per tree, NaN where a token was not scored.
+def scatter(batch: Batch, values: Sequence[NDArray[Any]], sizes: Sequence[int]) -> list[Floats]:
+    """Per-row values [S] -> one array [T] per tree (`sizes` are the T), NaN where a token was not scored.
 
     A shared token that splits put into several rows has the same value in each.
     """
-    sizes = [t.num_tokens if isinstance(t, Tree) else t.tree.num_tokens for t in trees]
     out = [np.full(size, np.nan) for size in sizes]
     for row, value in zip(batch.rows, values, strict=True):
         for index in np.unique(row.origin_tree):

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlkit.algorithms.base import Algorithm, AlgorithmConfig, LossInputs
-from rlkit.data.packing import Batch, Row
-from rlkit.learner.tree_policy import RowInputs, TreePolicy
+from rlkit.data.packing import Batch, Row, scatter
+from rlkit.learner.tree_policy import RowInputs
 from rlkit.ops.ratios import kl_estimate
 
 __all__ = ["add_gradients", "loss_inputs", "reference_kl", "score_rows"]
@@ -91,20 +91,11 @@ def add_gradients(
 
 
 @torch.no_grad()
-def score_rows(
-    policy: TreePolicy | torch.nn.Module, batch: Batch, num_trees: int, sizes: Sequence[int]
-) -> list[Floats]:
-    """Log-probs of every scored token, per tree [T]; NaN on tokens that were not scored."""
+def score_rows(policy: torch.nn.Module, batch: Batch, sizes: Sequence[int]) -> list[Floats]:
+    """Log-probs of every scored token, per tree [T] (`sizes` are the T); NaN on tokens that were not scored."""
     device, dtype = _placement(policy)
-    out = [np.full(size, np.nan) for size in sizes]
-    assert len(out) == num_trees
-    for row in batch.rows:
-        logprobs, _ = policy(RowInputs.of(row, device, dtype))
-        values = logprobs.double().cpu().numpy()
-        for tree in np.unique(row.origin_tree):
-            where = row.origin_tree == tree
-            out[tree][row.origin_token[where]] = values[where]
-    return out
+    values = [policy(RowInputs.of(row, device, dtype))[0].double().cpu().numpy() for row in batch.rows]
+    return scatter(batch, values, sizes)
 
 
 def reference_kl(policy: Sequence[Floats], reference: Sequence[Floats], config: AlgorithmConfig) -> list[Floats]:

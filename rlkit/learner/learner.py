@@ -91,7 +91,7 @@ class Learner:
         assert model is not None
         rank, size = self.sharding.rank, self.sharding.size
         mine = Batch(rows=tuple(rows_of_rank(batch.rows, rank, size)))
-        scores = score_rows(model, mine, len(sizes), sizes)
+        scores = score_rows(model, mine, sizes)
         if size == 1:
             return scores
         # Every token is scored by at least one rank; the maximum of equal values is that value.

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from rlkit.algorithms import cispo, dapo, dr_grpo, gspo, grpo, reinforce_pp, rloo, sft, sibling_grpo
 from rlkit.algorithms.base import Algorithm, AlgorithmConfig
-from rlkit.data.packing import pack, uncredited
-from rlkit.learner.gradient import add_gradients, score_rows
+from rlkit.data.packing import pack, uncredited, with_logprobs
+from rlkit.learner.gradient import add_gradients, reference_kl, score_rows
 from rlkit.learner.tree_policy import TreePolicy
 from rlkit.records import ScoredTree
 
@@ -201,19 +201,15 @@ def tree_gradient(
     chunk: int = 512,
     ranks: int = 1,
 ) -> dict[str, Tensor]:
-    from rlkit.learner.gradient import reference_kl
-
     policy, reference = TreePolicy(tiny_model(0), chunk=chunk), TreePolicy(tiny_model(1), chunk=chunk)
     algorithm = ALGORITHMS[name]
     scores = None
     plain = pack([uncredited(s) for s in forest], row_tokens)
     if config.needs_reference:
-        scores = score_rows(reference, plain, len(forest), [s.tree.num_tokens for s in forest])
-    current = score_rows(policy, plain, len(forest), [s.tree.num_tokens for s in forest])
+        scores = score_rows(reference, plain, [s.tree.num_tokens for s in forest])
+    current = score_rows(policy, plain, [s.tree.num_tokens for s in forest])
     kl = reference_kl(current, scores, config) if scores is not None and config.kl_in == "reward" else None
     batch = pack(algorithm.credit(forest, config, kl), row_tokens)
-    from rlkit.data.packing import with_logprobs
-
     batch = with_logprobs(batch, reference=scores)
     total: dict[str, Tensor] = {}
     for rank in range(ranks):
