@@ -29,14 +29,14 @@ _CURVES = {
     "reward/mean": "reward",
     "groups/effective": "effective groups",
     "rollout/completion_tokens": "completion tokens",
-    "kl/behavior_k3": "KL to sampler",
+    "kl/behavior": "KL to sampler",
     "entropy": "entropy",
     "grad_norm": "gradient norm",
 }
 
 
 def sparkline(values: Iterable[float], width: int = _WIDTH) -> str:
-    """The last `width` values as bars between their minimum and maximum; a value that is not finite is a gap."""
+    """The last `width` values as bars between minimum and maximum; one that is not finite is a gap."""
     recent = list(values)[-width:]
     finite = [value for value in recent if math.isfinite(value)]
     if not finite:
@@ -97,7 +97,9 @@ class LiveView:
         if self._console.is_terminal:
             self._redraw()
         else:
-            self._console.print(self._line(step, phase, metrics), markup=False, highlight=False, soft_wrap=True)
+            self._console.print(
+                self._line(step, phase, metrics), markup=False, highlight=False, soft_wrap=True
+            )
 
     def close(self) -> None:
         """Leave the last table on the screen."""
@@ -152,7 +154,10 @@ class LiveView:
     def _title(self) -> Table:
         title = Table.grid(padding=(0, 2, 0, 0))
         of = "" if self._num_steps is None else f" of {self._num_steps}"
-        cells: list[Text | ProgressBar] = [Text(self._name, style="bold"), Text(f"step {self._step or 0}{of}")]
+        cells: list[Text | ProgressBar] = [
+            Text(self._name, style="bold"),
+            Text(f"step {self._step or 0}{of}"),
+        ]
         if self._num_steps:
             cells.append(ProgressBar(total=self._num_steps, completed=self._step or 0, width=24))
         left = "" if self.eta_s is None else f", {_duration(self.eta_s)} left"

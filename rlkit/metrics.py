@@ -1,7 +1,7 @@
 """What is measured, in one dictionary, and how measurements of parts add up to the measurement of the whole.
 
-A metric leaves a stage as a pair `(total, count)`. Pairs of micro-batches, ranks or workers merge by addition, so the
-mean over everything is exact and never a mean of means. `METRICS` says what every logged name means;
+A metric leaves a stage as a pair `(total, count)`. Pairs of micro-batches, ranks or workers merge by addition,
+so the mean over everything is exact and never a mean of means. `METRICS` says what every logged name means;
 `python -m rlkit.metrics > docs/metrics.md` prints it as a page.
 
     L leaves · G leaves of one group · t policy tokens · p credit paths
@@ -62,11 +62,11 @@ class Metric:
     meaning: str
     """One plain sentence."""
     reduce: Reduce = "mean"
-    """`mean` total/count · `sum` total · `max` largest · `std` total holds squares; needs its sibling `.../mean`."""
+    """`mean` total/count · `sum` total · `max` largest · `std` total holds squares, needs `.../mean` beside it."""
 
 
 def _table(rows: str) -> dict[str, Metric]:
-    """Rows `name | unit | reduce | formula | over | healthy | meaning`: a table is what a reader wants to scan."""
+    """Rows `name | unit | reduce | formula | over | healthy | meaning`: what a reader wants to scan."""
     columns = ("unit", "reduce", "formula", "over", "healthy", "meaning")
     found = {}
     for row in filter(str.strip, rows.splitlines()):
@@ -109,15 +109,15 @@ loss | objective | mean | the recipe's objective, global denominators included |
 grad_norm | norm | mean | Euclidean norm before clipping | one per step | steady; spikes announce divergence | Size of the gradient.
 lr | 1 | mean | the schedule | one per step | - | Learning rate of the step.
 entropy | nats | mean | −Σ_v π(v) log π(v) | unique policy tokens | falls slowly; near 0 exploration is over | Entropy of the sampled distribution.
-clip_frac | share | mean | tokens whose ratio is clipped against the gradient | unique policy tokens with credit | 0 to 0.2 | Share of tokens that give no gradient any more.
-kl/behavior_k1 | nats | mean | log μ(t) − log π(t) | unique policy tokens | near 0, below 0.01 on-policy | Unbiased single-sample estimate of KL(μ‖π), μ being what sampled; may be negative.
-kl/behavior_k3 | nats | mean | r − 1 − log r with r = π/μ | unique policy tokens | below 0.01; growth: engine and learner disagree or data are stale | Non-negative estimate of KL(μ‖π).
+clip_frac | share | mean | ratio beyond the clip range, in the direction of its advantage | ratios | 0 to 0.2 | Share of ratios (tokens, or paths for sequence-level ratios) that give no gradient any more.
+importance | ratio | mean | truncated proximal/behavior weight | unique policy tokens | near 1 | Correction for stale or mismatched sampling; 1 where proximal log-probabilities are not computed.
+update/skipped | updates | sum | updates given up because loss or gradient was not finite | the step | 0 | Weights were left as they were.
+kl/behavior | nats | mean | k3: r − 1 − log r with r = π/μ | unique policy tokens | below 0.01; growth: engine and learner disagree or data are stale | Non-negative estimate of KL(μ‖π), μ being what sampled.
+kl/behavior_k1 | nats | mean | k1: log μ(t) − log π(t) | unique policy tokens | near 0 | Unbiased estimate of the same; may be negative.
 kl/reference | nats | mean | q − 1 − log q with q = π_ref/π | unique policy tokens | slow growth | Distance from the frozen reference model.
+ratio/deviation | ratio | mean | absolute value of ratio − 1 | ratios | below 0.05 | How far the policy has moved from what the ratio is taken against.
 ratio/mean | ratio | mean | π(t)/μ(t) | unique policy tokens | within 0.01 of 1 | Mean probability ratio of learner and sampler.
 ratio/max | ratio | max | π(t)/μ(t) | unique policy tokens | below 10 | Largest ratio of the step.
-weights/mean | ratio | mean | importance weight | unique policy tokens | near 1 | Weight that corrects for stale or mismatched sampling.
-weights/max | ratio | max | importance weight | unique policy tokens | at most the recipe's cap | Largest importance weight.
-weights/capped | share | mean | importance weights above the cap | unique policy tokens | below 0.05 | Share of weights that were cut.
 throughput/tokens_per_s | tokens/s | mean | unique tokens trained / timing/learn_s | seconds of learning | steady | Speed of the learner.
 throughput/completion_tokens_per_s | tokens/s | mean | policy tokens sampled / timing/rollout_s | seconds of rollout | steady | Speed of the engines.
 timing/rollout_s | s | sum | wall clock | the step | - | Sampling and environments.
@@ -145,7 +145,7 @@ _PATTERNS = {
 
 
 def metric(name: str) -> Metric:
-    """The dictionary entry of a logged name: itself, or the pattern that it fits such as `reward/<term>/mean`."""
+    """The entry of a logged name: its own, or that of the pattern it fits, such as `reward/<term>/mean`."""
     if name in METRICS and "<" not in name:
         return METRICS[name]
     for pattern, entry in _PATTERNS.items():
@@ -241,7 +241,7 @@ def _tree_pairs(trees: Sequence[ScoredTree], learner_version: int) -> Pairs:
 
 
 def rollout_metrics(trees: Sequence[ScoredTree], *, learner_version: int) -> Pairs:
-    """Pairs that describe one step's rollouts and rewards; `learner_version` is that of the weights to be updated."""
+    """Pairs of one step's rollouts and rewards; `learner_version` is that of the weights to be updated."""
     leaves = [leaf for scored in trees for leaf in scored.tree.leaves]
     alive = [path for scored in trees for path in scored.tree.trajectories() if path.leaf.status != "failed"]
     pairs: Pairs = {
@@ -272,7 +272,7 @@ def credit_metrics(trees: Sequence[CreditedTree]) -> Pairs:
 
 
 def wilson(successes: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's score interval of a share (Wilson 1927, doi:10.1080/01621459.1927.10502953), (0, 1) for n = 0."""
+    """Score interval of a share (Wilson 1927, doi:10.1080/01621459.1927.10502953); (0, 1) for n = 0."""
     if not 0 <= successes <= n:
         raise ValueError(f"wilson: {successes} successes of {n}")
     if n == 0:
@@ -301,14 +301,14 @@ def _intervals(
 ) -> Iterator[tuple[str, float]]:
     judged = [values for values in groups if len(values)]
     means = [float(np.mean(values)) for values in judged]
-    # Attempts at one task resemble each other, so the task is the unit; a share of tasks has Wilson's interval.
+    # Attempts at one task resemble each other, so the task is the unit; a share of tasks has Wilson's.
     counted = all(len(values) == 1 for values in judged) and set(means) <= {0.0, 1.0}
     low, high = wilson(sum(means), len(means)) if counted else bootstrap_mean(means, seed=seed)
     yield from ((f"{prefix}/n", float(len(means))), (f"{prefix}/low", low), (f"{prefix}/high", high))
 
 
 def held_out_metrics(trees: Sequence[ScoredTree], *, learner_version: int, seed: int = 0) -> dict[str, float]:
-    """Final numbers of an evaluation: those of `rollout_metrics`, and a 95 % interval and n for every reward."""
+    """Final numbers of an evaluation: `rollout_metrics` with a 95 % interval and n for every reward."""
     out = finalise(rollout_metrics(trees, learner_version=learner_version))
     out |= _intervals("reward", [scored.rewards[scored.valid] for scored in trees], seed)
     for name, terms in _terms(trees).items():
@@ -321,17 +321,26 @@ def documentation() -> str:
     lines = [
         "# Metrics",
         "",
-        "Generated by `python -m rlkit.metrics > docs/metrics.md`; edit `METRICS` in `rlkit/metrics.py` instead.",
-        "Parts of a run report `(total, count)`; totals and counts add up before the one division, so the number is",
-        "the same for any split into micro-batches, ranks and workers. A name that counted nothing is not logged.",
+        "Generated by `python -m rlkit.metrics > docs/metrics.md`; edit `METRICS` in `rlkit/metrics.py`.",
+        "Parts of a run report `(total, count)`; totals and counts add up before the one division, so the",
+        "number is the same for any split into micro-batches, ranks and workers. What counted nothing is not",
+        "logged.",
     ]
     title = None
     for name, entry in METRICS.items():
         if name.split("/")[0] != title and ("/" in name or title != "learner"):
             title = name.split("/")[0] if "/" in name else "learner"
-            lines += ["", f"## {title}", "", "| name | unit | what | formula | over | healthy |", "|" + " --- |" * 6]
+            lines += [
+                "",
+                f"## {title}",
+                "",
+                "| name | unit | what | formula | over | healthy |",
+                "|" + " --- |" * 6,
+            ]
         formula = entry.formula if entry.reduce != "max" else f"max of {entry.formula}"
-        lines.append(f"| `{name}` | {entry.unit} | {entry.meaning} | {formula} | {entry.over} | {entry.healthy} |")
+        lines.append(
+            f"| `{name}` | {entry.unit} | {entry.meaning} | {formula} | {entry.over} | {entry.healthy} |"
+        )
     return "\n".join(lines) + "\n"
 
 

@@ -3,7 +3,7 @@
     run_dir/run.json                         name, seed, commit, machine, when it started and was resumed
     run_dir/recipe.yaml                      the resolved recipe
     run_dir/metrics.jsonl                    {"step", "phase", "time", "metrics"}, one line per call of `log`
-    run_dir/rollouts/step_000012.jsonl.gz    some of the step's trees (rlkit/store.py); eval_000012 for evaluations
+    run_dir/rollouts/step_000012.jsonl.gz    some of its trees (rlkit/store.py); eval_000012: of evaluations
     run_dir/report.html                      made of the above by rlkit/report.py
 
 No environment variable is ever recorded, and values of settings that look like secrets are blanked.
@@ -27,7 +27,7 @@ from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 
-from rlkit.errors import RlkitError
+from rlkit.errors import RecipeError, RlkitError
 from rlkit.live import LiveView, Phase
 from rlkit.metrics import UndocumentedMetric, metric
 from rlkit.records import CreditedTree, ScoredTree
@@ -72,12 +72,12 @@ class Sink(Protocol):
 
 
 def blank_secrets(text: str) -> str:
-    """Settings whose name speaks of a key, password, secret or token, and logins in addresses, become `***`."""
+    """Settings named like a key, password, secret or token, and logins in addresses, become `***`."""
     return _URL_LOGIN.sub(r"\1***@", _SECRET.sub(r'\1"***"', text))
 
 
 def read_metrics(run_dir: Path) -> list[LoggedStep]:
-    """All lines in the order written; a line that was torn by a crash is left out, a missing file is no lines."""
+    """All lines in the order written; a line torn by a crash is left out, a missing file is no lines."""
     path = run_dir / "metrics.jsonl"
     lines = path.read_bytes().splitlines() if path.exists() else []
     return [step for step in map(_parse, lines) if step is not None]
@@ -108,7 +108,7 @@ def _replace(path: Path, text: str) -> None:
 
 
 def _commit() -> str:
-    """Commit of the checkout that this file belongs to, with `+` if it was changed since; empty without git."""
+    """Commit of the checkout that this file belongs to, with `+` if changed since; empty without git."""
 
     def git(*args: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *args]
@@ -116,7 +116,9 @@ def _commit() -> str:
 
     try:
         git("ls-files", "--error-unmatch", Path(__file__).name)  # not a copy inside someone else's repository
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+        return git("rev-parse", "HEAD") + (
+            "+" if git("status", "--porcelain", "--untracked-files=no") else ""
+        )
     except (OSError, subprocess.SubprocessError):
         return ""
 
@@ -158,12 +160,15 @@ class Recorder:
         self.close()
 
     def header(self, *, name: str, seed: int, recipe: str = "", **facts: str | float | int) -> None:
-        """Write `run.json` and, if given, the resolved recipe (YAML); on a resumed run the first start stays."""
+        """Write `run.json` and, if given, the resolved recipe (YAML); a resumed run keeps its first start."""
         path = self.run_dir / "run.json"
         known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}"
+        system = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs"
+        machine = f"{system}, Python {platform.python_version()}"
         about = {"name": name, "seed": seed, "commit": _commit(), "machine": machine} | facts
-        safe = {key: blank_secrets(value) if isinstance(value, str) else value for key, value in about.items()}
+        safe = {
+            key: blank_secrets(value) if isinstance(value, str) else value for key, value in about.items()
+        }
         times = {"started": known.get("started", time.time()), "resumed": known.get("resumed", [])}
         if known:
             times["resumed"] = [*times["resumed"], time.time()]
@@ -193,7 +198,9 @@ class Recorder:
         # JSON has no NaN: null keeps the line readable to every tool.
         safe = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         row = {"step": step, "phase": phase, "time": round(time.time(), 3), "metrics": safe}
-        os.write(self._file, (json.dumps(row, allow_nan=False) + "\n").encode())  # one write: a line is never mixed
+        os.write(
+            self._file, (json.dumps(row, allow_nan=False) + "\n").encode()
+        )  # one write: a line is never mixed
         os.fsync(self._file)
         for sink in self._sinks:
             sink.log(step, phase, numbers)
@@ -228,8 +235,12 @@ class _TensorBoard:
     """Event files; opened at the first number, when it is known where a resumed run goes on."""
 
     def __init__(self, log_dir: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # optional, and torch has no place on the ground floor
-
+        try:
+            from torch.utils.tensorboard import SummaryWriter  # optional, and it brings torch along
+        except ImportError as error:
+            raise RecipeError(
+                "log.tensorboard", f"true, but {error}; install tensorboard or set it to false"
+            ) from error
         self.purge_step: int | None = None
         self._open: Any = lambda: SummaryWriter(str(log_dir), purge_step=self.purge_step)
         self._writer: Any = None
@@ -249,8 +260,10 @@ class _Wandb:
     """One wandb run per run directory, also after a resume."""
 
     def __init__(self, run_dir: Path, project: str | None, mode: WandbMode) -> None:
-        import wandb  # type: ignore[import-not-found, unused-ignore]  # optional
-
+        try:
+            import wandb  # optional
+        except ImportError as error:
+            raise RecipeError("log.wandb", f"{mode}, but {error}; install wandb or set it to off") from error
         id_file = run_dir / "wandb_id"
         if not id_file.exists():
             id_file.write_text(uuid.uuid4().hex[:12])

@@ -57,12 +57,14 @@ def leaf(node: int, sample: int, status: LeafStatus = "done", **signals: float) 
 
 
 def term(name: str, weight: float, values: Sequence[float], status: Sequence[str]) -> RewardTerm:
-    return RewardTerm(name=name, weight=weight, values=np.array(values, dtype=np.float64), status=tuple(status))
+    return RewardTerm(
+        name=name, weight=weight, values=np.array(values, dtype=np.float64), status=tuple(status)
+    )
 
 
 @pytest.fixture
 def branching() -> ScoredTree:
-    """4 prompt tokens; leaf 0 searches (2 + 2 + 1 tokens), leaf 1 answers (3), leaf 2 failed at the prompt."""
+    """4 prompt tokens; leaf 0 searches (2 + 2 + 1 tokens), leaf 1 answers (3), leaf 2 failed at once."""
     nodes = (
         run_of(4, -1, "prompt"),
         run_of(2, 0, "policy", version=3),
@@ -70,7 +72,11 @@ def branching() -> ScoredTree:
         run_of(1, 2, "policy", version=4, turn=1),
         run_of(3, 0, "policy", version=4),
     )
-    leaves = (leaf(3, 0, searches=2.0), leaf(4, 1, "truncated", searches=0.0), leaf(0, 2, "failed", searches=9.0))
+    leaves = (
+        leaf(3, 0, searches=2.0),
+        leaf(4, 1, "truncated", searches=0.0),
+        leaf(0, 2, "failed", searches=9.0),
+    )
     tree = Tree(task=Task(id="a", question="?"), nodes=nodes, leaves=leaves)
     return ScoredTree(
         tree=tree,
@@ -90,7 +96,7 @@ def flat() -> ScoredTree:
     return ScoredTree(tree=tree, terms=terms)
 
 
-# Totals: tree a has only leaf 0 valid (leaf 1's weighted format reward failed): 1 + 0.5 = 1.5; tree b: 1 and 0.
+# Totals: in tree a only leaf 0 is valid (leaf 1's weighted format failed): 1 + 0.5 = 1.5; tree b: 1 and 0.
 EXPECTED = {
     "reward/mean": (1.5 + 1 + 0) / 3,
     "reward/best": (1.5 + 1) / 2,
@@ -151,7 +157,9 @@ def test_credit_metrics_are_taken_over_paths_and_unique_policy_tokens(branching)
         )
 
     # Token 4 is praised and blamed, 5 and 8 praised, 9 to 11 carry an advantage of 0: 6 policy tokens.
-    credited = CreditedTree(scored=branching, paths=(path(0, [4, 5, 8], 2), path(-1, [4], -1), path(1, [9, 10, 11], 0)))
+    credited = CreditedTree(
+        scored=branching, paths=(path(0, [4, 5, 8], 2), path(-1, [4], -1), path(1, [9, 10, 11], 0))
+    )
     assert finalise(credit_metrics([credited])) == pytest.approx(
         {
             "advantage/mean": 1 / 3,
@@ -247,5 +255,7 @@ def test_everything_computed_here_is_documented(branching, flat):
 
 def test_the_page_of_metrics_is_the_dictionary():
     page = Path(__file__).parents[1] / "docs" / "metrics.md"
-    assert page.read_text(encoding="utf-8") == documentation(), "run: python -m rlkit.metrics > docs/metrics.md"
+    assert page.read_text(encoding="utf-8") == documentation(), (
+        "run: python -m rlkit.metrics > docs/metrics.md"
+    )
     assert all(f"`{name}`" in documentation() for name in METRICS)

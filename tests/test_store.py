@@ -17,7 +17,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from rlkit.errors import DataError
-from rlkit.records import CreditedTree, CreditPath, Leaf, Node, RewardTerm, SamplingState, ScoredTree, Task, Tree
+from rlkit.records import (
+    CreditedTree,
+    CreditPath,
+    Leaf,
+    Node,
+    RewardTerm,
+    SamplingState,
+    ScoredTree,
+    Task,
+    Tree,
+)
 from rlkit.store import SCHEMA, read_trees, write_trees
 
 texts = st.text(st.characters(), max_size=8)  # lone surrogates, control characters and all
@@ -100,7 +110,8 @@ def terms(draw: Any, tree: Tree) -> RewardTerm:
         weight=draw(st.floats(-2, 2)),
         values=values,
         status=tuple(
-            "ok" if math.isfinite(value) else draw(st.sampled_from(["failed: x", "skipped"])) for value in values
+            "ok" if math.isfinite(value) else draw(st.sampled_from(["failed: x", "skipped"]))
+            for value in values
         ),
         node_values=draw(st.none() | arrays(np.float64, len(tree.nodes))),
     )
@@ -127,7 +138,9 @@ def exactly(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return str(value.dtype), value.shape, value.tobytes()
     if dataclasses.is_dataclass(value):
-        return type(value).__name__, [exactly(getattr(value, field.name)) for field in dataclasses.fields(value)]
+        return type(value).__name__, [
+            exactly(getattr(value, field.name)) for field in dataclasses.fields(value)
+        ]
     if isinstance(value, tuple | list):
         return [exactly(item) for item in value]
     if isinstance(value, dict):
@@ -147,11 +160,15 @@ def one_tree() -> ScoredTree:
     )
     prompt = Node(parent=-1, author="prompt", token_ids=np.array([1], dtype=np.int32), text="?")
     leaf = Leaf(node=1, sample_index=0, status="done")
-    return ScoredTree(tree=Tree(task=Task(id="t", question="?"), nodes=(prompt, policy), leaves=(leaf,)), terms=())
+    return ScoredTree(
+        tree=Tree(task=Task(id="t", question="?"), nodes=(prompt, policy), leaves=(leaf,)), terms=()
+    )
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(st.lists(records(), max_size=2))
 def test_records_come_back_bit_for_bit(tmp_path, written):
