@@ -1,0 +1,178 @@
+"""The command line: `rlkit RECIPE key=value ...` runs a recipe, and the other commands look before or after.
+
+Handlers import what they need when they run, so `--help` and a mistyped recipe answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlkit import __version__
+from rlkit.errors import RlkitError, nearest
+
+if TYPE_CHECKING:  # rlkit.config takes longer to import than --help may take
+    from rlkit.config import Resolved
+
+__all__ = ["main"]
+
+LISTS = ("rewards", "envs", "tasks", "retrievers", "engines", "algorithms", "recipes")
+EXAMPLES = """examples:
+  rlkit recipes/quickstart.yaml                    run it (the same as: rlkit train ...)
+  rlkit recipes/quickstart.yaml optim.lr=1e-5      with one setting changed
+  rlkit show quickstart rewards.0.weight=0.5       every value and where it comes from
+  rlkit explain quickstart                         processes, memory and tokens, before anything starts
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code. 2: the recipe or the arguments are wrong, in one line on stderr."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser, commands = _parsers()
+    if not arguments or arguments[0].startswith("-"):
+        parser.parse_args(arguments or ["--help"])
+    try:
+        name, rest = _command(arguments, commands)
+        # intermixed, because options may stand between the recipe and its overrides
+        parsed = commands[name].parse_intermixed_args(rest)
+        run: Callable[[argparse.Namespace], int] = HANDLERS[name]
+        return run(parsed)
+    except RlkitError as error:
+        if os.environ.get("RLKIT_DEBUG") == "1":
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    formatter = argparse.RawDescriptionHelpFormatter
+    description = "Reinforcement learning of language models on prefix trees."
+    parser = argparse.ArgumentParser("rlkit", description=description, epilog=EXAMPLES, formatter_class=formatter)
+    parser.add_argument("--version", action="version", version=f"rlkit {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", title="commands")
+    found: dict[str, argparse.ArgumentParser] = {}
+    for name, summary in (
+        ("train", "run a recipe"),
+        ("eval", "measure a checkpoint, or the untrained model, on the recipe's eval split"),
+        ("show", "print the resolved recipe with the origin of every value"),
+        ("explain", "say what would run: processes, memory, tokens, outputs"),
+    ):
+        found[name] = commands.add_parser(name, help=summary, description=summary)
+        found[name].add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe")
+        found[name].add_argument("overrides", metavar="key=value", nargs="*", help="settings that win over the file")
+    found["eval"].add_argument("--checkpoint", type=Path, help="a checkpoint or run folder; without it: model.path")
+    found["list"] = commands.add_parser("list", help="name what a recipe can choose from")
+    found["list"].add_argument("what", nargs="?", choices=LISTS, metavar="WHAT", help=" | ".join(LISTS))
+    found["report"] = commands.add_parser("report", help="write one HTML page about a run")
+    found["report"].add_argument("run", type=Path, metavar="RUN", help="the run's folder")
+    found["doctor"] = commands.add_parser("doctor", help="check this machine and say what to fix")
+    return parser, found
+
+
+def _command(arguments: list[str], commands: dict[str, argparse.ArgumentParser]) -> tuple[str, list[str]]:
+    """A first word that is no command is a recipe to run."""
+    first = arguments[0]
+    if first in commands:
+        return first, arguments[1:]
+    if first.isalpha() and not Path(first).exists():
+        from rlkit.layers import shipped_recipes
+
+        recipes = [file.stem for file in shipped_recipes().glob("*.yaml")]
+        if first not in recipes:
+            raise RlkitError(f"'{first}' is neither a command nor a recipe{nearest(first, [*commands, *recipes])}")
+    return "train", arguments
+
+
+def _load(arguments: argparse.Namespace) -> Resolved:
+    from rlkit.config import load
+
+    resolved = load(arguments.recipe, arguments.overrides)
+    for warning in resolved.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    return resolved
+
+
+def _load_to_run(arguments: argparse.Namespace) -> Resolved:
+    """Also make sure of the model, in which case nothing has started yet."""
+    from rlkit.models.pretrained import resolve_model
+
+    resolved = _load(arguments)
+    resolve_model(resolved.recipe.model.path, setting="model.path")
+    return resolved
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    resolved = _load_to_run(arguments)
+    from rlkit.launch.run import run_recipe
+
+    return run_recipe(resolved)
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    checkpoint = _folder(arguments.checkpoint) if arguments.checkpoint else None
+    resolved = _load_to_run(arguments)
+    from rlkit.launch.run import evaluate_recipe
+
+    return evaluate_recipe(resolved, checkpoint)
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from rlkit.launch.show import annotated
+
+    print(annotated(_load(arguments)))
+    return 0
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    from rlkit.launch.explain import explanation
+
+    print(explanation(_load(arguments)))
+    return 0
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from rlkit.launch.listing import listing
+
+    print(listing([arguments.what] if arguments.what else LISTS))
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    run = _folder(arguments.run)
+    from rlkit.report import write_report
+
+    print(write_report(run))
+    return 0
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    from rlkit.launch.doctor import main as doctor
+
+    return doctor()
+
+
+def _folder(path: Path) -> Path:
+    if not path.is_dir():
+        beside = [str(entry) for entry in path.parent.glob("*") if entry.is_dir()]
+        raise RlkitError(f"no folder '{path}'{nearest(str(path), beside[:20])}")
+    return path
+
+
+HANDLERS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "train": _train,
+    "eval": _eval,
+    "show": _show,
+    "explain": _explain,
+    "list": _list,
+    "report": _report,
+    "doctor": _doctor,
+}
