@@ -1,0 +1,25 @@
+"""Ray: placement, workers and their lifecycle. No other folder imports it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rlkit.cluster.learners import LearnerGroup, RaySync
+from rlkit.cluster.rollouts import RayRollouts
+from rlkit.cluster.runtime import connected
+from rlkit.recipe import Recipe
+
+__all__ = ["ray_workers"]
+
+
+@contextmanager
+def ray_workers(
+    recipe: Recipe, model_dir: Path, init_dir: Path, total_updates: int
+) -> Iterator[tuple[RayRollouts, LearnerGroup, RaySync]]:
+    """Rollout workers that load `model_dir`, and learner ranks that start from the weights in `init_dir`."""
+    with connected(recipe.cluster):
+        rollouts = RayRollouts(recipe, model_dir)
+        learner = LearnerGroup(recipe, init_dir, total_updates)
+        yield rollouts, learner, RaySync(rollouts)

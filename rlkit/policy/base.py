@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rlkit.records import SamplingState
+from rlkit.records import SamplingState, Task
 
-__all__ = ["Completion", "Engine", "SampleRequest", "Sampling"]
+__all__ = ["Completion", "Engine", "EngineContext", "SampleRequest", "Sampling"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,3 +99,15 @@ class Engine(Protocol):
     def load_weights(self, weights: Mapping[str, Any], version: int) -> str:
         """Run these weights (name -> array) from now on and return their fingerprint; drops every cache."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineContext:
+    """What a worker has for an engine that a recipe names: `Kind.build(config, context)`."""
+
+    model_dir: Path
+    """Weights and tokenizer in the transformers format."""
+    seed: int
+    """The recipe's seed, the root of every address."""
+    tasks: tuple[Task, ...] = ()
+    """Tasks of the run, for engines that play an expert."""

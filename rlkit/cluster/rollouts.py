@@ -1,0 +1,150 @@
+"""K rollout workers, and the retriever that they share.
+
+A worker is one process with an engine, environments and rewards (`rlkit.rollout.build`). Draws go to the worker with
+the fewest trees on its hands, results come back in the order of the draws, and since every random draw has an address
+it does not matter which worker made which tree. A worker that dies is replaced and its trees are rolled out again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError, WorkerCrashedError
+
+from rlkit.cluster.runtime import actor_options
+from rlkit.errors import EngineError
+from rlkit.recipe import Recipe
+from rlkit.records import ScoredTree, Task
+from rlkit.retriever import Retrieval
+from rlkit.rollout.build import build_retriever, build_rollouts, build_source, tasks_of
+from rlkit.rollout.ledger import Draw
+from rlkit.rollout.loop import RolloutSettings
+
+__all__ = ["RayRetriever", "RayRollouts", "RetrieverActor", "RolloutWorker"]
+
+log = logging.getLogger(__name__)
+MAX_REPLACEMENTS = 20
+"""Workers replaced in one run before it gives up: a worker that always dies is a bug, not an accident."""
+DIED = (ActorDiedError, ActorUnavailableError, WorkerCrashedError)
+
+
+class RetrieverActor:
+    """One corpus index for all workers; batching and admission control are the retriever's own."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.retriever = build_retriever(recipe, build_source(recipe))
+
+    async def search(self, queries: Sequence[str], top_k: int) -> Sequence[Retrieval]:
+        """See `rlkit.retriever.Retriever`."""
+        assert self.retriever is not None
+        return await self.retriever.search(queries, top_k)
+
+
+class RayRetriever:
+    """The worker's end of `RetrieverActor`: a retriever like any other, failures are statuses."""
+
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+
+    async def search(self, queries: Sequence[str], top_k: int) -> Sequence[Retrieval]:
+        """Ask the actor; a dead one is a failed retrieval, not a failed worker."""
+        try:
+            found: Sequence[Retrieval] = await self.actor.search.remote(list(queries), top_k)
+            return found
+        except ray.exceptions.RayError as error:
+            return [Retrieval(status=f"failed: {type(error).__name__}")] * len(queries)
+
+
+class RolloutWorker:
+    """One process that samples."""
+
+    def __init__(self, recipe: Recipe, model_dir: Path, retriever: Any) -> None:
+        shared = RayRetriever(retriever) if retriever is not None else None
+        source = build_source(recipe)
+        tasks: list[Task] = []
+        if getattr(recipe.engine.load(), "needs_tasks", False):
+            tasks = [*tasks_of(recipe, source, "train")]
+            if recipe.eval.tasks:
+                tasks += tasks_of(recipe, source, recipe.eval.split, recipe.eval.tasks)
+        self.rollouts = build_rollouts(recipe, model_dir=model_dir, retriever=shared, tasks=tasks)
+
+    async def tree(self, draw: Task | Draw, settings: RolloutSettings) -> ScoredTree:
+        """Roll out and score one task."""
+        return (await self.rollouts.run([draw], settings))[0]
+
+    async def load_weights(self, weights: Mapping[str, Any], version: int) -> str:
+        """Run these weights; returns the fingerprint of what runs."""
+        return self.rollouts.engine.load_weights(weights, version)
+
+
+class RayRollouts:
+    """`Collector` over K workers."""
+
+    def __init__(self, recipe: Recipe, model_dir: Path) -> None:
+        cluster = recipe.cluster
+        retriever = None
+        if recipe.retriever is not None:
+            options = actor_options(threads=1, cpus=0) | {"max_concurrency": 1000}
+            retriever = ray.remote(RetrieverActor).options(**options).remote(recipe)
+        self._make = lambda: (
+            ray.remote(RolloutWorker)
+            .options(
+                **actor_options(cluster.threads_per_worker, cluster.gpus_per_rollout_worker), max_concurrency=1000
+            )
+            .remote(recipe, model_dir, retriever)
+        )
+        self.workers = [self._make() for _ in range(cluster.rollout_workers)]
+        self._weights: tuple[Any, int] | None = None
+        self.num_replaced = 0
+
+    def load_weights(self, weights: Any, version: int) -> list[str]:
+        """Send an object reference of weights to every worker; their fingerprints."""
+        self._weights = weights, version
+        out = []
+        for index in range(len(self.workers)):
+            try:
+                out.append(ray.get(self.workers[index].load_weights.remote(weights, version)))
+            except DIED as error:
+                out.append(self._replace(index, error))
+        return out
+
+    def collect(self, tasks: Sequence[Task | Draw], settings: RolloutSettings) -> list[ScoredTree]:
+        """One scored tree per task, in order."""
+        waiting = deque(range(len(tasks)))
+        results: dict[int, ScoredTree] = {}
+        running: dict[Any, tuple[int, int]] = {}
+        while waiting or running:
+            load = [0] * len(self.workers)
+            for worker, _ in running.values():
+                load[worker] += 1
+            while waiting and min(load) < settings.max_concurrent_groups:
+                worker = load.index(min(load))
+                task = waiting.popleft()
+                running[self.workers[worker].tree.remote(tasks[task], settings)] = worker, task
+                load[worker] += 1
+            (ready, *_), _ = ray.wait(list(running), num_returns=1)
+            worker, task = running.pop(ready)
+            try:
+                results[task] = ray.get(ready)
+            except DIED as error:
+                lost = [ref for ref, (owner, _) in running.items() if owner == worker]
+                waiting.extendleft(sorted([task, *(running.pop(ref)[1] for ref in lost)], reverse=True))
+                self._replace(worker, error)
+        return [results[index] for index in range(len(tasks))]
+
+    def _replace(self, index: int, error: Exception) -> str:
+        """Start a new worker in place of a dead one, with the current weights."""
+        self.num_replaced += 1
+        if self.num_replaced > MAX_REPLACEMENTS:
+            raise EngineError(f"rollout worker {index} died again, {self.num_replaced} times in all: {error}")
+        log.warning("rollout worker %d died and is replaced: %s", index, str(error).splitlines()[0])
+        self.workers[index] = self._make()
+        if self._weights is None:
+            return ""
+        found: str = ray.get(self.workers[index].load_weights.remote(*self._weights))
+        return found
