@@ -1,0 +1,62 @@
+"""Matrix products whose rows do not depend on the rows beside them: what bit-equal rollouts rest on.
+
+A product of many rows is split into tiles, and a library picks another kernel, with another order of additions, for
+another number of rows. Then a token's log-probability depends on which other samples happened to be in the batch.
+Intel MKL has a mode in which it does not; its variable is read at the first product of a process and never again:
+
+    MKL_CBWR=AVX512,STRICT    as fast as the default; rows, threads and batch composition change no bit
+    MKL_CBWR=AVX2,STRICT      the same on processors without AVX-512, and the same bits on all processors (up to 1.6 x
+                              slower on one that has AVX-512)
+
+What holds is probed, not believed: `is_invariant` multiplies and compares bits.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from rlkit.errors import EngineError
+
+__all__ = ["VARIABLE", "is_invariant", "require_invariant_math", "strict_mode"]
+
+VARIABLE = "MKL_CBWR"
+
+
+def strict_mode() -> str:
+    """The fastest value of `MKL_CBWR` with invariant rows on this processor."""
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text().split() if cpuinfo.exists() else []
+    needed = ("avx512f", "avx512bw", "avx512dq", "avx512vl")
+    return "AVX512,STRICT" if all(flag in flags for flag in needed) else "AVX2,STRICT"
+
+
+def require_invariant_math(device: torch.device, dtype: torch.dtype) -> None:
+    """Set `MKL_CBWR` if nobody has, and raise `EngineError` unless products on `device` are invariant.
+
+    The variable only counts if no product was computed in this process yet, so programs set it first of all.
+    """
+    os.environ.setdefault(VARIABLE, strict_mode())
+    if is_invariant(device, dtype):
+        return
+    raise EngineError(
+        f"deterministic: products of {dtype} on {device} depend on the batch they are in ({VARIABLE}="
+        f"{os.environ[VARIABLE]}, which a process reads at its first product); start it with {VARIABLE}="
+        f"{strict_mode()}, or set deterministic: false"
+    )
+
+
+@torch.inference_mode()
+def is_invariant(device: torch.device, dtype: torch.dtype) -> bool:
+    """True if no row of a product changes with the number of rows, shown on shapes that fail in the usual mode."""
+    generator = torch.Generator().manual_seed(0)
+    for inner, outer in ((576, 192), (160, 96)):
+        rows = torch.randn(33, inner, generator=generator).to(device, dtype)
+        weight = torch.randn(outer, inner, generator=generator).to(device, dtype)
+        whole = F.linear(rows, weight)
+        if any(not torch.equal(F.linear(rows[:m], weight), whole[:m]) for m in (1, 2, 3, 5, 8, 15)):
+            return False
+    return True
