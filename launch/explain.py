@@ -178,8 +178,8 @@ def _prompt_tokens(recipe: Recipe) -> tuple[int | None, str]:
         task = recipe.task.load()(recipe.task.settings).tasks("train")[0]
         env = recipe.env.load()(recipe.env.settings, _NoRetriever()).make()
         opening = asyncio.run(env.start(task))
-    except (RlkitError, OSError, ValueError, LookupError) as error:  # explain goes on without the prompt
-        return None, str(error)
+    except Exception as error:  # a plug-in may fail in any way; the rest can be explained without its prompt
+        return None, f"{type(error).__name__}: {error}"
     text = "\n".join(message.content for message in opening.messages) + opening.text
     try:
         from tokenizers import Tokenizer

@@ -37,7 +37,7 @@ def _sampling(recipe: Recipe) -> Problems:
     if rollout.group_size < smallest:
         yield (
             "rollout.group_size",
-            f"{rollout.group_size} is below {smallest}: {algorithm.kind} compares the trajectories of a group",
+            f"{rollout.group_size} is below {smallest}: {algorithm.kind} compares the trajectories of a task",
         )
     if rollout.max_completion_tokens >= model.max_context:
         yield (
@@ -47,7 +47,7 @@ def _sampling(recipe: Recipe) -> Problems:
     if recipe.learner.row_tokens < model.max_context:
         yield (
             "learner.row_tokens",
-            f"{recipe.learner.row_tokens} is below model.max_context={model.max_context}: a row must hold one path",
+            f"{recipe.learner.row_tokens} is below model.max_context={model.max_context}: a row holds at least one path",
         )
     if recipe.optim.minibatches > rollout.groups_per_step:
         yield (

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Resolved:
     """Read, merge and check a recipe: a file, or the name of one that comes with rlkit."""
     file = layers.find_recipe(str(path))
     layer = layers.override(layers.read(file), overrides)
+    _check_shape(layer.values)
     values = _interpolated({"name": file.stem, "out": "runs/${name}", **layer.values})
-    _check_shape(values)
     run = build(Run, {key: values[key] for key in ("name", "seed", "out") if key in values}, "")
     sections: dict[str, Any] = {name: build(cls, values.get(name) or {}, name) for name, cls in SECTIONS.items()}
     plugins = _plugins(values, str(file.resolve().parent))
@@ -83,17 +84,25 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Resolved:
 
 def _interpolated(values: dict[str, Any]) -> dict[str, Any]:
     """Fill in `${name}`, `${oc.env:HOME,default}` and `${rollout.group_size}`, which may also be a default."""
-    written = [path for path, value in layers.leaves(values) if isinstance(value, str) and "${" in value]
+    written = [(path, value) for path, value in layers.leaves(values) if isinstance(value, str) and "${" in value]
     defaults = {name: dataclasses.asdict(cls()) for name, cls in SECTIONS.items()}
-    path = ""
-    try:
-        merged = OmegaConf.merge(defaults, values)
-        for path in written:
+    for path, value in written:  # the grammar first: merging would not say which one is wrong
+        with _filling(path):
+            OmegaConf.create({"value": value})
+    merged = OmegaConf.merge(defaults, values)
+    for path, _ in written:
+        with _filling(path):
             OmegaConf.select(merged, path)
-    except OmegaConfBaseException as error:
-        raise RecipeError(path, f"cannot fill in an interpolation: {str(error).splitlines()[0]}") from error
     resolved: Any = OmegaConf.to_container(merged, resolve=True)
     return {key: resolved[key] for key in values}
+
+
+@contextmanager
+def _filling(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OmegaConfBaseException as error:
+        raise RecipeError(path, f"cannot fill in an interpolation: {str(error).splitlines()[0]}") from error
 
 
 def _check_shape(values: Mapping[str, Any]) -> None:
@@ -165,7 +174,7 @@ def _reward(section: Mapping[str, Any], plugin: PluginSection, index: int) -> Re
 
 def _plain(value: Any, name: str = "") -> Any:
     """Records as plain YAML values; a plug-in's settings stand beside its `kind`, as in a recipe."""
-    if value is not None and SECRET.search(name):
+    if value and SECRET.search(name):
         return "***"
     if isinstance(value, PluginSection):
         return {"kind": value.portable_kind, **_plain(value.settings)}

@@ -133,8 +133,10 @@ def _set(values: Any, keys: Sequence[str | int], value: Any) -> str:
     for position, key in enumerate(keys):
         here, path = path, join(path, key)
         if isinstance(node, list):
-            if not isinstance(key, int) or key >= len(node):
-                raise RecipeError(path, f"'{here}' is a list of {len(node)}; use an index from 0 to {len(node) - 1}")
+            if not isinstance(key, int):
+                raise RecipeError(path, f"'{here}' is a list; write {here}.0.{key}")
+            if key >= len(node):
+                raise RecipeError(path, f"'{here}' has {len(node)}, counted from 0")
         elif not isinstance(node, dict):
             raise RecipeError(path, f"'{here}' is {node!r}, which has no settings")
         key = key if isinstance(node, list) else str(key)

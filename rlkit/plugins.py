@@ -237,4 +237,4 @@ def _config_of_function(function: Callable[..., Any]) -> type:
 
 
 def _name(plugin: Any) -> str:
-    return repr(getattr(plugin, "__name__", plugin))
+    return str(getattr(plugin, "__name__", repr(plugin)))

@@ -35,7 +35,7 @@ def build(cls: type[T], values: Mapping[str, Any], path: str) -> T:
     for name, field in fields.items():
         optional = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
         if not optional and name not in values:
-            raise RecipeError(join(path, name), f"missing; write {name}: {type_name(hints[name])}")
+            raise RecipeError(join(path, name), f"missing; it is {type_name(hints[name])}")
     try:
         typed: Any = OmegaConf.structured(cls)
     except OmegaConfBaseException as error:
@@ -80,21 +80,29 @@ def _refused(error: OmegaConfBaseException, path: str, key: str, value: Any, hin
             known = [field.name for field in dataclasses.fields(error.object_type)]
             problem = f"unknown setting{nearest(str(error.key), known)}"
         return RecipeError(join(path, full_key), problem)
-    choices = get_args(hint) if get_origin(hint) is Literal else ()
-    help_ = nearest(str(value), map(str, choices))
     given = {dict: "a mapping", list: "a list", type(None): "null"}.get(type(value), type(value).__name__)
-    return RecipeError(join(path, key), f"{value!r} ({given}) is not {type_name(hint)}{help_}")
+    close = nearest(str(value), map(str, get_args(hint))) if get_origin(hint) is Literal else ""
+    fix = close if "did you mean" in close else ""  # the choices are in the type's name already
+    return RecipeError(join(path, key), f"{value!r} ({given}) is not {type_name(hint)}{fix}")
+
+
+_WORDS = {
+    float: "a number",
+    int: "a whole number",
+    str: "text",
+    bool: "true or false",
+    type(None): "null",
+    Any: "any value",
+}
 
 
 def type_name(hint: Any) -> str:
-    """A type as a recipe's reader would say it: `float`, `'a' or 'b'`, `int or null`, `list of str`."""
+    """A type as a recipe's reader would say it: `a number`, `one of sdpa, flex`, `a whole number or null`."""
     origin, args = get_origin(hint), get_args(hint)
-    if hint is type(None):
-        return "null"
     if origin is Literal:
-        return " or ".join(map(repr, args))
+        return f"one of {', '.join(map(str, args))}"
     if origin in (Union, types.UnionType):
         return " or ".join(map(type_name, args))
     if origin in (list, tuple):
-        return f"list of {type_name(args[0])}"
-    return "any value" if hint is Any else getattr(hint, "__name__", str(hint))
+        return f"a list of which each is {type_name(args[0])}"
+    return _WORDS.get(hint) or getattr(hint, "__name__", str(hint))
