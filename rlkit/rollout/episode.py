@@ -60,7 +60,9 @@ class Group:
                 episode.end("failed", _reason(error))
             else:
                 prompts[ids.tobytes()] = ids, text
-        ids, text = next(iter(prompts.values()), (np.zeros(0, np.int32), ""))
+        # Where no environment opened the task, its question stands in: a failure has a tree too.
+        question = self.task.question or self.task.id
+        ids, text = next(iter(prompts.values()), (self.renderer.text_ids(question), question))
         root = Node(parent=-1, author="prompt", token_ids=ids, text=text)
         for episode in episodes:
             episode.extend("prompt", root)

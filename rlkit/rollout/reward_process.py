@@ -48,6 +48,7 @@ class RewardProcess:
         self._child: subprocess.Popen[bytes] | None = None
         self._unread = b""
         self._printed = b""
+        self._drainer = threading.Thread()
         self.per_group: tuple[bool, ...] = ()
         """For each spec, whether it judges the group at once; known after `start`."""
 
@@ -69,7 +70,8 @@ class RewardProcess:
         assert self._child.stdin is not None and self._child.stderr is not None
         os.set_blocking(self._child.stdin.fileno(), False)
         self._unread = self._printed = b""
-        threading.Thread(target=self._drain, args=(self._child.stderr,), daemon=True).start()
+        self._drainer = threading.Thread(target=self._drain, args=(self._child.stderr,), daemon=True)
+        self._drainer.start()
         # Settings are pickled apart: their types may live in a file that the child has to import first.
         rewards = [(replace(spec, settings={}), pickle.dumps(dict(spec.settings))) for spec in self._specs]
         try:
@@ -113,6 +115,9 @@ class RewardProcess:
             with contextlib.suppress(ProcessLookupError):  # it may be gone
                 os.killpg(self._child.pid, signal.SIGKILL)
             self._child.wait()
+            self._drainer.join(
+                timeout=0.2
+            )  # the last words; only a process that broke away keeps the pipe open
             for pipe in (self._child.stdin, self._child.stdout):
                 assert pipe is not None
                 pipe.close()
