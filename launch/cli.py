@@ -30,7 +30,7 @@ EXAMPLES = """examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code. 2: the recipe or the arguments are wrong, in one line on stderr."""
+    """Run one command; returns the exit code, 2 where recipe or arguments are wrong (one line says how)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser, commands = _parsers()
     if not arguments or arguments[0].startswith("-"):
@@ -56,7 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     formatter = argparse.RawDescriptionHelpFormatter
     description = "Reinforcement learning of language models on prefix trees."
-    parser = argparse.ArgumentParser("rlkit", description=description, epilog=EXAMPLES, formatter_class=formatter)
+    parser = argparse.ArgumentParser(
+        "rlkit", description=description, epilog=EXAMPLES, formatter_class=formatter
+    )
     parser.add_argument("--version", action="version", version=f"rlkit {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", title="commands")
     found: dict[str, argparse.ArgumentParser] = {}
@@ -67,9 +69,15 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         ("explain", "say what would run: processes, memory, tokens, outputs"),
     ):
         found[name] = commands.add_parser(name, help=summary, description=summary)
-        found[name].add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe")
-        found[name].add_argument("overrides", metavar="key=value", nargs="*", help="settings that win over the file")
-    found["eval"].add_argument("--checkpoint", type=Path, help="a checkpoint or run folder; without it: model.path")
+        found[name].add_argument(
+            "recipe", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe"
+        )
+        found[name].add_argument(
+            "overrides", metavar="key=value", nargs="*", help="settings that win over the file"
+        )
+    found["eval"].add_argument(
+        "--checkpoint", type=Path, help="a checkpoint or run folder; without it: model.path"
+    )
     found["list"] = commands.add_parser("list", help="name what a recipe can choose from")
     found["list"].add_argument("what", nargs="?", choices=LISTS, metavar="WHAT", help=" | ".join(LISTS))
     found["report"] = commands.add_parser("report", help="write one HTML page about a run")
@@ -88,21 +96,20 @@ def _command(arguments: list[str], commands: dict[str, argparse.ArgumentParser])
 
         recipes = [file.stem for file in shipped_recipes().glob("*.yaml")]
         if first not in recipes:
-            raise RlkitError(f"'{first}' is neither a command nor a recipe{nearest(first, [*commands, *recipes])}")
+            raise RlkitError(
+                f"'{first}' is neither a command nor a recipe{nearest(first, [*commands, *recipes])}"
+            )
     return "train", arguments
 
 
 def _load(arguments: argparse.Namespace) -> Resolved:
     from rlkit.config import load
 
-    resolved = load(arguments.recipe, arguments.overrides)
-    for warning in resolved.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    return resolved
+    return load(arguments.recipe, arguments.overrides)
 
 
 def _load_to_run(arguments: argparse.Namespace) -> Resolved:
-    """Also make sure of the model, in which case nothing has started yet."""
+    """Also look for the model, before anything starts."""
     from rlkit.models.pretrained import resolve_model
 
     resolved = _load(arguments)
@@ -125,17 +132,25 @@ def _eval(arguments: argparse.Namespace) -> int:
     return evaluate_recipe(resolved, checkpoint)
 
 
+def _load_to_look(arguments: argparse.Namespace) -> Resolved:
+    """A run prints its own warnings."""
+    resolved = _load(arguments)
+    for warning in resolved.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    return resolved
+
+
 def _show(arguments: argparse.Namespace) -> int:
     from rlkit.launch.show import annotated
 
-    print(annotated(_load(arguments)))
+    print(annotated(_load_to_look(arguments)))
     return 0
 
 
 def _explain(arguments: argparse.Namespace) -> int:
     from rlkit.launch.explain import explanation
 
-    print(explanation(_load(arguments)))
+    print(explanation(_load_to_look(arguments)))
     return 0
 
 

@@ -1,6 +1,7 @@
 """`rlkit explain`: what would run and what it would cost, worked out from the recipe before anything starts.
 
-Estimates use the model's `config.json`, the headers of its safetensors files and one prompt; no weights are read.
+Estimates rest on the model's `config.json`, the headers of its safetensors files and one prompt; no weights
+are read.
 
     P prompt tokens · R tokens of one completion · G group size
 """
@@ -84,7 +85,7 @@ def explanation(resolved: Resolved) -> str:
         ("run", _run(recipe)),
         (
             "outputs",
-            f"{recipe.out}/: resolved recipe, metrics, the newest {recipe.train.keep_checkpoints} checkpoints",
+            f"{recipe.out}/: recipe, metrics, report, the newest {recipe.train.keep_checkpoints} checkpoints",
         ),
     ]
     previous, lines = "", []
@@ -97,9 +98,8 @@ def explanation(resolved: Resolved) -> str:
 def _program(recipe: Recipe) -> str:
     rewards = " + ".join(f"{reward.weight:g}·{reward.name}" for reward in recipe.rewards)
     env = recipe.env.kind + (f" with {recipe.retriever.kind}" if recipe.retriever else "")
-    return (
-        f"task {recipe.task.kind} -> env {env} -> engine {recipe.engine.kind} -> {rewards} -> {recipe.algorithm.kind}"
-    )
+    sampling = f"task {recipe.task.kind} -> env {env} -> engine {recipe.engine.kind}"
+    return f"{sampling} -> {rewards} -> {recipe.algorithm.kind}"
 
 
 def _processes(recipe: Recipe) -> str:
@@ -123,14 +123,12 @@ def _model(recipe: Recipe) -> tuple[ModelFacts | None, str]:
 
 def _model_line(recipe: Recipe, model: ModelFacts) -> str:
     settings = recipe.model
-    numerics = f"{settings.dtype}, {settings.attention}"
-    return (
-        f"{settings.path}: {model.parameters:,} parameters, {numerics}, paths of at most {settings.max_context} tokens"
-    )
+    size = f"{settings.path}: {model.parameters:,} parameters"
+    return f"{size}, {settings.dtype}, {settings.attention}, paths of at most {settings.max_context} tokens"
 
 
 def _memory(recipe: Recipe, model: ModelFacts) -> Iterator[str]:
-    """Weights, gradients, two Adam moments; activations by Korthikanti et al. 2022 (34·h bytes per token at 16 bit)."""
+    """Activations by Korthikanti et al. 2022: 34·h bytes a token and layer at 16 bit."""
     size, ranks, kind = BYTES[recipe.model.dtype], recipe.cluster.learner_ranks, recipe.learner.kind
     weights = model.parameters * size
     held = weights / (ranks if kind in ("fsdp2", "zero3") else 1)
@@ -142,14 +140,15 @@ def _memory(recipe: Recipe, model: ModelFacts) -> Iterator[str]:
     logits = 2 * recipe.learner.logit_chunk * model.vocabulary * max(size, 4)
     total = held + gradients + adam + activations + logits
     yield (
-        f"learner rank about {_gib(total)}: weights {_gib(held)}, gradients {_gib(gradients)}, Adam {_gib(adam)}, "
-        f"activations {_gib(activations)} of a row of {recipe.learner.row_tokens} tokens, logits {_gib(logits)}"
+        f"learner rank about {_gib(total)}: weights {_gib(held)}, gradients {_gib(gradients)}, "
+        f"Adam {_gib(adam)}, activations of a row of {recipe.learner.row_tokens} tokens {_gib(activations)}, "
+        f"logits {_gib(logits)}"
     )
     trajectories = recipe.rollout.max_concurrent_groups * recipe.rollout.group_size
     cache = trajectories * recipe.model.max_context * model.layers * model.kv_width * size
     yield (
-        f"rollout worker at most {_gib(weights + cache)}: weights {_gib(weights)}, keys and values {_gib(cache)} "
-        f"if {trajectories} trajectories filled the context and shared nothing"
+        f"rollout worker at most {_gib(weights + cache)}: weights {_gib(weights)}, "
+        f"keys and values {_gib(cache)} if {trajectories} trajectories filled the context and shared nothing"
     )
 
 
@@ -162,18 +161,18 @@ def _tokens(recipe: Recipe) -> Iterator[str]:
     group, completion, groups = rollout.group_size, rollout.max_completion_tokens, rollout.groups_per_step
     flat, unique = groups * group * (prompt + completion), groups * (prompt + group * completion)
     bound = sharing_bound(prompt, completion, group)
-    yield f"P = {prompt} ({source}), R <= {completion} a turn, G = {group}; {groups * group} trajectories a step"
-    yield f"one turn each: {flat} flat, {unique} unique a step, {bound:.2f}x less work for the learner: G(P+R)/(P+GR)"
+    yield f"P = {prompt} ({source}), R <= {completion} a turn, G = {group}, {groups} groups a step"
+    yield f"one turn each: {flat} flat, {unique} unique a step; G(P+R)/(P+GR) = {bound:.2f}x less work"
     yield "shorter completions raise that factor towards G; later turns and observations lower it"
 
 
 def sharing_bound(prompt: int, completion: int, group: int) -> float:
-    """G(P+R)/(P+GR): how many times fewer tokens a tree of one prompt and G completions computes than flat rows."""
+    """G(P+R)/(P+GR): how many times fewer tokens a tree of a prompt and G completions has than flat rows."""
     return group * (prompt + completion) / (prompt + group * completion)
 
 
 def _prompt_tokens(recipe: Recipe) -> tuple[int | None, str]:
-    """Length of the first training task's prompt, in tokens of the model where it is there, and how it was counted."""
+    """Length of the first training task's prompt and how it was counted; None and why it was not."""
     try:
         task = recipe.task.load()(recipe.task.settings).tasks("train")[0]
         env = recipe.env.load()(recipe.env.settings, _NoRetriever()).make()
@@ -185,7 +184,9 @@ def _prompt_tokens(recipe: Recipe) -> tuple[int | None, str]:
         from tokenizers import Tokenizer
 
         file = resolve_model(recipe.model.path, setting="model.path") / "tokenizer.json"
-        return len(Tokenizer.from_file(str(file)).encode(text).ids), "the first task's prompt without its chat template"
+        return len(
+            Tokenizer.from_file(str(file)).encode(text).ids
+        ), "the first task's prompt without its chat template"
     except Exception:  # tokenizers raises just that for a missing or foreign file
         return len(text) // CHARS_PER_TOKEN, f"the first task's {len(text)} characters / {CHARS_PER_TOKEN}"
 
@@ -195,7 +196,7 @@ def _run(recipe: Recipe) -> str:
     updates = train.steps * recipe.optim.minibatches
     often = f", every {train.eval_every} steps" if train.eval_every else ""
     return (
-        f"{train.steps} steps, {updates} optimizer updates at lr {recipe.optim.lr:g} ({recipe.optim.schedule}); "
+        f"{train.steps} steps, {updates} updates at lr {recipe.optim.lr:g} ({recipe.optim.schedule}); "
         f"evaluation of {measure.tasks} {measure.split} tasks x {measure.samples} before, after{often}"
     )
 

@@ -1,7 +1,7 @@
 """rlkit: reinforcement learning on prefix trees, from sampling to gradient.
 
-The names that a reward, an environment, a retriever or a task source is written with. The rest is imported from its
-module: `from rlkit.config import load`.
+The names that a reward, an environment, a retriever or a task source is written with. The rest is imported
+from its module: `from rlkit.config import load`.
 """
 
 from rlkit.data.base import TaskSource

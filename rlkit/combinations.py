@@ -25,7 +25,7 @@ def doubts(recipe: Recipe) -> Iterator[str]:
     if cluster.kind == "ray" and cluster.address is None and threads > cores:
         yield f"cluster: {threads} threads of workers and ranks share the {cores} cores of this machine"
     if recipe.optim.warmup_steps > recipe.train.steps * recipe.optim.minibatches > 0:
-        yield f"optim.warmup_steps: {recipe.optim.warmup_steps} is longer than the run, so optim.lr is never reached"
+        yield f"optim.warmup_steps: {recipe.optim.warmup_steps} outlasts the run: optim.lr is not reached"
 
 
 Problems = Iterator[tuple[str, str]]
@@ -42,12 +42,12 @@ def _sampling(recipe: Recipe) -> Problems:
     if rollout.max_completion_tokens >= model.max_context:
         yield (
             "rollout.max_completion_tokens",
-            f"{rollout.max_completion_tokens} leaves no room for a prompt in model.max_context={model.max_context}",
+            f"{rollout.max_completion_tokens} fills model.max_context={model.max_context}: no prompt fits",
         )
     if recipe.learner.row_tokens < model.max_context:
         yield (
             "learner.row_tokens",
-            f"{recipe.learner.row_tokens} is below model.max_context={model.max_context}: a row holds at least one path",
+            f"{recipe.learner.row_tokens} is below model.max_context={model.max_context}: rows hold paths",
         )
     if recipe.optim.minibatches > rollout.groups_per_step:
         yield (
@@ -66,12 +66,15 @@ def _processes(recipe: Recipe) -> Problems:
     if cluster.kind == "local":
         for name in ("rollout_workers", "learner_ranks"):
             if (count := getattr(cluster, name)) > 1:
-                yield f"cluster.{name}", f"{count} with cluster.kind=local, which is one process; use cluster.kind=ray"
+                yield (
+                    f"cluster.{name}",
+                    f"{count} with cluster.kind=local, which is one process; use cluster.kind=ray",
+                )
         if cluster.address is not None:
             yield "cluster.address", f"{cluster.address!r} with cluster.kind=local; use cluster.kind=ray"
     if cluster.learner_ranks > 1 and learner.kind == "single":
-        problem = f"'single' is one process, not cluster.learner_ranks={cluster.learner_ranks}; use ddp, fsdp2 or zero1"
-        yield "learner.kind", problem
+        ranks = f"cluster.learner_ranks={cluster.learner_ranks}"
+        yield "learner.kind", f"'single' is one process, not {ranks}; use ddp, fsdp2 or zero1"
 
 
 def _files(recipe: Recipe) -> Problems:
@@ -88,7 +91,10 @@ def _rewards(recipe: Recipe) -> Problems:
     seen: set[str] = set()
     for index, reward in enumerate(recipe.rewards):
         if reward.name in seen:
-            yield f"rewards[{index}].name", f"{reward.name!r} is taken by an earlier reward; give it another name"
+            yield (
+                f"rewards[{index}].name",
+                f"{reward.name!r} is taken by an earlier reward; give it another name",
+            )
         seen.add(reward.name)
     if not any(reward.weight for reward in recipe.rewards):
         yield "rewards", "every weight is 0, so there is nothing to learn from"

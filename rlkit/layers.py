@@ -1,7 +1,7 @@
 """The layers of a recipe, plain and unchecked: base < recipe < command line, and where each value came from.
 
-Merging replaces lists as a whole. A layer that changes the `kind` of a plug-in also drops the settings that lower
-layers gave to the other kind.
+Merging replaces lists as a whole. A layer that changes the `kind` of a plug-in also drops the settings that
+lower layers gave to the other kind.
 """
 
 from __future__ import annotations
@@ -36,14 +36,18 @@ class Layer:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which `1e-6` is a number, and `off`, `no`, `yes` and dates are the text that they look like."""
+    """Safe YAML in which `1e-6` is a number, and `off`, `no`, `yes` and dates are text."""
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float", ":timestamp"))]
+    first: [
+        (tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float", ":timestamp"))
+    ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false|True|False)$"), list("tfTF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|false|True|False)$"), list("tfTF")
+)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:\d+\.\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.inf|\.nan)$"),
@@ -117,13 +121,17 @@ def override(layer: Layer, arguments: Sequence[str]) -> Layer:
 def _parse_override(argument: str) -> tuple[list[str | int], Any]:
     path, equals, text = argument.partition("=")
     if not equals or not re.fullmatch(r"\w+(\.\w+|\[\d+\])*", path):
-        raise RecipeError("", f"'{argument}' is not key=value, for example optim.lr=1e-5 or rewards.0.weight=0.5")
+        raise RecipeError(
+            "", f"'{argument}' is not key=value, for example optim.lr=1e-5 or rewards.0.weight=0.5"
+        )
     if path == "base":
         raise RecipeError("base", "cannot be set on the command line; run the recipe itself")
     try:
         value = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        raise RecipeError(path, f"{text!r} is not a YAML value; quote it for the shell and for YAML") from error
+        raise RecipeError(
+            path, f"{text!r} is not a YAML value; quote it for the shell and for YAML"
+        ) from error
     return [int(part) if part.isdigit() else part for part in re.findall(r"\w+", path)], value
 
 
@@ -141,7 +149,11 @@ def _set(values: Any, keys: Sequence[str | int], value: Any) -> str:
             raise RecipeError(path, f"'{here}' is {node!r}, which has no settings")
         key = key if isinstance(node, list) else str(key)
         if position == len(keys) - 1:
-            if key == "kind" and _changes_kind(node, {"kind": value}) and keys[0] in (*PLUGIN_SECTIONS, "rewards"):
+            if (
+                key == "kind"
+                and _changes_kind(node, {"kind": value})
+                and keys[0] in (*PLUGIN_SECTIONS, "rewards")
+            ):
                 kept = {name: node[name] for name in REWARD_COMMON if name in node and keys[0] == "rewards"}
                 node.clear()
                 node.update(kept)
@@ -179,7 +191,9 @@ def _parse(file: Path) -> Layer:
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError("", f"{_shown(file)}: cannot be read: {error}") from error
     if not isinstance(values, dict):
-        raise RecipeError("", f"{_shown(file)}: is not a mapping of sections, such as 'rollout: {{group_size: 8}}'")
+        raise RecipeError(
+            "", f"{_shown(file)}: is not a mapping of sections, such as 'rollout: {{group_size: 8}}'"
+        )
     origins = {path: f"{_shown(file)}:{lines[path]}" for path, _ in leaves(values)}
     return Layer(values=values, origins=origins)
 
@@ -191,7 +205,8 @@ def _lines(node: yaml.Node, path: str = "") -> Iterator[tuple[str, int]]:
         for key, item in node.value:
             problem = ""
             if not key.tag.endswith(":str"):
-                problem = f"the key {getattr(key, 'value', '?')!r} is not text; quote it (and '<<' is not supported)"
+                name = getattr(key, "value", "?")
+                problem = f"the key {name!r} is not text; quote it (and '<<' is not supported)"
             elif key.value in seen:
                 problem = f"'{join(path, key.value)}' is given twice, first in line {seen[key.value]}"
             if problem:

@@ -1,10 +1,10 @@
 """Plug-ins: what `kind` names, where it lives, and the settings that it takes.
 
-A kind is a short name of the table below, `package.module:Name`, or `folder/file.py:name` relative to the recipe. The
-tables hold strings, so listing imports nothing; a plug-in is imported when a recipe names it.
+A kind is a short name of the table below, `package.module:Name`, or `folder/file.py:name` relative to the
+recipe. The tables hold strings, so listing imports nothing; a plug-in is imported when a recipe names it.
 
-Settings are typed by the plug-in itself: a frozen dataclass `Config` on a class (`config` on an `Algorithm`), or the
-keyword-only parameters of a reward function.
+Settings are typed by the plug-in itself: a frozen dataclass `Config` on a class (`config` on an `Algorithm`),
+or the keyword-only parameters of a reward function.
 """
 
 from __future__ import annotations
@@ -66,7 +66,17 @@ TABLES: dict[Family, dict[str, str]] = {
     },
     "algorithms": {
         kind: f"rlkit.algorithms.{kind}:ALGORITHM"
-        for kind in ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce_pp", "sibling_grpo", "sft")
+        for kind in (
+            "grpo",
+            "dr_grpo",
+            "dapo",
+            "gspo",
+            "cispo",
+            "rloo",
+            "reinforce_pp",
+            "sibling_grpo",
+            "sft",
+        )
     },
 }
 """Short name -> `module:attribute`, one table per family. A new plug-in of this repository adds one line."""
@@ -103,14 +113,14 @@ class PluginSection:
 
     @property
     def portable_kind(self) -> str:
-        """The kind as another folder's recipe would write it: a file's path is spelled from the working folder."""
+        """The kind as a recipe elsewhere would write it: a file is spelled from the working folder."""
         if not self.spec.rpartition(":")[0].endswith(".py"):
             return self.kind
         here = f"{Path.cwd()}{os.sep}"
         return self.spec.removeprefix(here)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travel by name: a process elsewhere looks the plug-in up again, in its own copy of the working folder."""
+        """Travel by name: another process looks the plug-in up in its own copy of the working folder."""
         folders = (self.folder, os.path.relpath(self.folder))
         return _rebuild, (self.family, self.kind, folders, self.keywords)
 
@@ -122,7 +132,7 @@ def _rebuild(family: Family, kind: str, folders: tuple[str, ...], settings: dict
 
 
 def resolve(family: Family, kind: str, folders: Sequence[str | Path] = (), *, path: str = "kind") -> str:
-    """The import string or file that `kind` stands for; imports nothing. `path` is the setting named in an error."""
+    """The import string or file that `kind` stands for; imports nothing. An error names `path`."""
     table = TABLES[family]
     if kind in table:
         return table[kind]
@@ -160,7 +170,8 @@ class Description:
 def describe(family: Family) -> list[Description]:
     """The plug-ins of a family, read from their source: nothing is imported."""
     return [
-        Description(kind=kind, summary=_summary(*spec.split(":")), spec=spec) for kind, spec in TABLES[family].items()
+        Description(kind=kind, summary=_summary(*spec.split(":")), spec=spec)
+        for kind, spec in TABLES[family].items()
     ]
 
 

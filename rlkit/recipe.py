@@ -1,8 +1,8 @@
 """What a recipe may say: its sections, their settings, defaults, units and ranges.
 
-`task`, `retriever`, `env`, `algorithm`, `engine` and each of `rewards` name a plug-in by `kind`; their other settings
-belong to the plug-in (`rlkit/plugins.py`). All other sections are the dataclasses below. `rlkit show RECIPE` prints
-every value and the file or command line that it came from.
+`task`, `retriever`, `env`, `algorithm`, `engine` and each of `rewards` name a plug-in by `kind`; their other
+settings belong to the plug-in (`rlkit/plugins.py`). All other sections are the dataclasses below. `rlkit show
+RECIPE` prints every value and the file or command line that it came from.
 """
 
 from __future__ import annotations
@@ -254,7 +254,9 @@ class Run:
     def __post_init__(self) -> None:
         at_least(self, 0, "seed")
         if not re.fullmatch(r"[\w.-]+", self.name):
-            raise ValueError(f"name: {self.name!r} has other characters than letters, digits, '.', '-' and '_'")
+            raise ValueError(
+                f"name: {self.name!r} has other characters than letters, digits, '.', '-' and '_'"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

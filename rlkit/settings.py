@@ -1,4 +1,4 @@
-"""From plain values to a frozen dataclass; whatever is wrong becomes a `RecipeError` that names the full path."""
+"""From plain values to a frozen dataclass; whatever is wrong becomes a `RecipeError` with the full path."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ def build(cls: type[T], values: Mapping[str, Any], path: str) -> T:
             known = nearest(key, fields) or "; it takes no settings"
             raise RecipeError(join(path, key), f"unknown setting{known}")
     for name, field in fields.items():
-        optional = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+        optional = (
+            field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+        )
         if not optional and name not in values:
             raise RecipeError(join(path, name), f"missing; it is {type_name(hints[name])}")
     try:
@@ -41,7 +43,10 @@ def build(cls: type[T], values: Mapping[str, Any], path: str) -> T:
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         raise RecipeError(path, f"settings of {cls.__name__} cannot come from a recipe: {reason}") from error
-    for key, value in values.items():  # one at a time, because a failing merge does not always say which key it was
+    for (
+        key,
+        value,
+    ) in values.items():  # one at a time, because a failing merge does not always say which key it was
         try:
             typed = OmegaConf.merge(typed, {key: value})
         except OmegaConfBaseException as error:
@@ -72,7 +77,7 @@ def at_least(section: object, bound: float, *fields: str) -> None:
 
 
 def _refused(error: OmegaConfBaseException, path: str, key: str, value: Any, hint: Any) -> RecipeError:
-    """OmegaConf's refusal in our words: it knows neither the section's path nor how a recipe writes a type."""
+    """OmegaConf's refusal in our words: it knows neither the section's path nor a reader's names of types."""
     full_key = error.full_key or key
     if full_key != key:  # inside a nested dataclass
         problem = str(error).splitlines()[0]
@@ -105,4 +110,4 @@ def type_name(hint: Any) -> str:
         return " or ".join(map(type_name, args))
     if origin in (list, tuple):
         return f"a list of which each is {type_name(args[0])}"
-    return _WORDS.get(hint) or getattr(hint, "__name__", str(hint))
+    return str(_WORDS.get(hint) or getattr(hint, "__name__", hint))

@@ -66,7 +66,7 @@ rewards:
 
 
 def user_folder(folder: Path) -> Path:
-    """Fill `folder` and return the path of its recipe, which loads in milliseconds: nothing in it imports torch."""
+    """Fill `folder` and return the path of its recipe, which loads in milliseconds: nothing imports torch."""
     (folder / "own.py").write_text(PLUGINS, encoding="utf-8")
     (folder / "explodes.py").write_text("raise OSError('no such corpus')", encoding="utf-8")
     (folder / "typo.py").write_text("def f(:", encoding="utf-8")

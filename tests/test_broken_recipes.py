@@ -36,7 +36,8 @@ BROKEN_OVERRIDES = {
         "model.dtype: 'float16' (str) is not one of float32, bfloat16, float64; did you mean 'bfloat16'?"
     ),
     "learner.kind=fsdp": (
-        "learner.kind: 'fsdp' (str) is not one of single, ddp, fsdp2, zero1, zero2, zero3; did you mean 'fsdp2'?"
+        "learner.kind: 'fsdp' (str) is not one of single, ddp, fsdp2, zero1, zero2, zero3; "
+        "did you mean 'fsdp2'?"
     ),
     # ranges
     "optim.lr=-1": "optim.lr: -1.0 is not above 0",
@@ -54,11 +55,9 @@ BROKEN_OVERRIDES = {
     "rollout.group_size=1": (
         "rollout.group_size: 1 is below 2: own.py:ALGORITHM compares the trajectories of a task"
     ),
-    "learner.row_tokens=100": (
-        "learner.row_tokens: 100 is below model.max_context=2048: a row holds at least one path"
-    ),
+    "learner.row_tokens=100": ("learner.row_tokens: 100 is below model.max_context=2048: rows hold paths"),
     "rollout.max_completion_tokens=4000": (
-        "rollout.max_completion_tokens: 4000 leaves no room for a prompt in model.max_context=2048"
+        "rollout.max_completion_tokens: 4000 fills model.max_context=2048: no prompt fits"
     ),
     "optim.minibatches=9": (
         "optim.minibatches: 9 is above rollout.groups_per_step=8: an update needs at least one group"
@@ -123,7 +122,9 @@ BROKEN_OVERRIDES = {
     "optim.lr": "'optim.lr' is not key=value, for example optim.lr=1e-5 or rewards.0.weight=0.5",
     "optim..lr=3": "'optim..lr=3' is not key=value, for example optim.lr=1e-5 or rewards.0.weight=0.5",
     "optim.lr=[1": "optim.lr: '[1' is not a YAML value; quote it for the shell and for YAML",
-    "optim.lr=${optim.rl}": "optim.lr: cannot fill in an interpolation: Interpolation key 'optim.rl' not found",
+    "optim.lr=${optim.rl}": (
+        "optim.lr: cannot fill in an interpolation: Interpolation key 'optim.rl' not found"
+    ),
     "optim.lr=${": "optim.lr: cannot fill in an interpolation: no viable alternative at input '${'",
     "base=other.yaml": "base: cannot be set on the command line; run the recipe itself",
 }

@@ -78,7 +78,9 @@ def test_another_kind_of_reward_keeps_its_weight(recipe: Path) -> None:
 
 
 def test_numbers_in_scientific_notation_are_numbers_and_off_is_a_word(recipe: Path) -> None:
-    recipe.write_text(f"{RECIPE}optim: {{lr: 1e-6}}\nlog: {{wandb: off}}\nname: 2024-01-01\n", encoding="utf-8")
+    recipe.write_text(
+        f"{RECIPE}optim: {{lr: 1e-6}}\nlog: {{wandb: off}}\nname: 2024-01-01\n", encoding="utf-8"
+    )
     resolved = load(recipe).recipe
     assert (resolved.optim.lr, resolved.log.wandb, resolved.name) == (1e-6, "off", "2024-01-01")
 
@@ -125,7 +127,7 @@ def test_doubtful_combinations_warn_and_run(recipe: Path) -> None:
     resolved = load(recipe, ["cluster.kind=ray", "cluster.threads_per_worker=1000", "optim.warmup_steps=101"])
     cores, warmup = resolved.warnings
     assert cores.startswith("cluster: 2000 threads of workers and ranks share the ")
-    assert warmup == "optim.warmup_steps: 101 is longer than the run, so optim.lr is never reached"
+    assert warmup == "optim.warmup_steps: 101 outlasts the run: optim.lr is not reached"
 
 
 def test_a_shipped_recipe_can_be_the_base_from_anywhere(recipe: Path) -> None:
