@@ -1,7 +1,7 @@
 """From the model's name in a recipe to a folder on this disk; nothing is ever downloaded from a hub.
 
-A name is one of `PREPARED`, made once by `python -m rlkit.launch.model`, or the path of a folder in the layout
-of `transformers`. Whoever loads from it keeps `trust_remote_code` off: a folder is data, not a program.
+A name is one of `PREPARED`, made once by `python -m rlkit.launch.model`, or the path of a folder in the
+layout of `transformers`. Whoever loads from it keeps `trust_remote_code` off: data, not a program.
 """
 
 from __future__ import annotations
