@@ -69,9 +69,7 @@ class Group:
         if len(prompts) > 1:
             lengths = ", ".join(str(len(ids)) for ids, _ in prompts.values())
             for episode in _alive(episodes):
-                episode.end(
-                    "failed", f"samples of one task were given different prompts, of {lengths} tokens"
-                )
+                episode.end("failed", f"samples were given different prompts, of {lengths} tokens")
 
         for episode in _alive(episodes):
             if episode.step.done:
@@ -79,14 +77,13 @@ class Group:
                 continue
             if prefill := episode.step.text:
                 # Equal text is one run here, unlike later: nothing was drawn yet, it is the same beginning.
-                episode.observe(
-                    ("prefill", prefill), turn=-1, ids=self.renderer.text_ids(prefill), text=prefill
-                )
+                ids = self.renderer.text_ids(prefill)
+                episode.observe(("prefill", prefill), turn=-1, ids=ids, text=prefill)
             if (length := len(episode.token_ids)) >= self.max_path_tokens:
                 limit = f"leaves no room for a completion in {self.max_path_tokens}"
                 episode.end("failed", f"prompt_too_long: a prompt of {length} tokens {limit}")
         heads = {tuple(episode.keys): len(episode.token_ids) for episode in _alive(episodes)}
-        self.num_shared = heads.popitem()[1] if len(heads) == 1 else len(ids)
+        self.num_shared = heads.popitem()[1] if len(heads) == 1 else len(root.token_ids)
 
 
 @dataclass(kw_only=True)

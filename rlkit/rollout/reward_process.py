@@ -115,9 +115,8 @@ class RewardProcess:
             with contextlib.suppress(ProcessLookupError):  # it may be gone
                 os.killpg(self._child.pid, signal.SIGKILL)
             self._child.wait()
-            self._drainer.join(
-                timeout=0.2
-            )  # the last words; only a process that broke away keeps the pipe open
+            # The last words. Only a process that broke away from the group would keep the pipe open.
+            self._drainer.join(timeout=0.2)
             for pipe in (self._child.stdin, self._child.stdout):
                 assert pipe is not None
                 pipe.close()
@@ -144,7 +143,10 @@ class RewardProcess:
                 raise self._death()
             self._unread += data
         line, _, self._unread = self._unread.partition(b"\n")
-        return json.loads(line)
+        try:
+            return json.loads(line)
+        except ValueError:
+            raise _Lost("what it answered is garbled") from None
 
     @staticmethod
     def _wait(pipe: int, event: int, end: float, deadline_s: float) -> None:

@@ -188,9 +188,7 @@ def test_samples_that_are_given_different_prompts_all_fail():
     tree = roll(Scene(lambda n: {-1: opening("ab"[n % 2] * 3)}))
     assert {leaf.status for leaf in tree.leaves} == {"failed"}
     size = len(Renderer(CHAT).prompt(opening("aaa").messages)[0])
-    assert (
-        tree.leaves[0].reason == f"samples of one task were given different prompts, of {size}, {size} tokens"
-    )
+    assert tree.leaves[0].reason == f"samples were given different prompts, of {size}, {size} tokens"
     assert len(tree.nodes) == 1
 
 
