@@ -1,21 +1,23 @@
-"""Attention over trees whose samples share their prefix: one forward holds tokens of many samples in a single row.
+"""Attention over trees whose samples share their prefix: one forward, a single row of many samples' tokens.
 
-The function is registered with `transformers` as `rlkit_tree`, so any causal model runs on it unmodified. What each of
-the Q tokens of a forward belongs to is written in a `Plan`, which travels beside the model, not through it:
+The function is registered with `transformers` as `rlkit_tree`, so any causal model runs on it unmodified.
+What each of the Q tokens of a forward belongs to is written in a `Plan`, which travels beside the model, not
+through it:
 
     row    | s0 s1 s2 s3 | o o o o o | p p p p p p p p |      Q tokens
              Decode        Chunk       Chunk
              one new token observation prompt of
              of 4 samples  of sample 4 another task
 
-Decoding reads a prefix once for all samples of its tree (one product), and their suffixes in one batched product.
-Grouped heads are rows of that product, not copies of keys.
+Decoding reads a prefix once for all samples of its tree (one product), and their suffixes in one batched
+product. Grouped heads are rows of that product, not copies of keys.
 
-With products that are invariant (`invariance.py`), a token's result depends on its own path only. Three rules see to
-it: a product never has a single row (MKL has another routine for it), the suffix is summed in fixed blocks (the order
-of a longer sum may depend on its length), and masked columns contribute exact zeros.
+With products that are invariant (`invariance.py`), a token's result depends on its own path only. Three rules
+see to it: a product never has a single row (MKL has another routine for it), the suffix is summed in fixed
+blocks (the order of a longer sum may depend on its length), and masked columns contribute exact zeros.
 
-Q: tokens, n: decoding samples, W: tokens of a chunk, H = Hkv·g heads, D: width of a head, P: prefix, L: suffix columns.
+Q: tokens, n: decoding samples, W: tokens of a chunk, H = Hkv·g heads, D: width of a head, P: prefix tokens,
+L: suffix columns.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -88,7 +90,7 @@ class Plan:
 
     slots: Slots
     decode: Decode | None
-    chunks: tuple[Chunk, ...]
+    chunks: list[Chunk] = field(default_factory=list)
 
 
 _PLAN: ContextVar[Plan | dict[int, int | None]] = ContextVar("rlkit_plan")
@@ -105,7 +107,7 @@ def running(plan: Plan) -> Iterator[None]:
 
 
 def trace_windows(model: PreTrainedModel) -> dict[int, int | None]:
-    """Layer index -> its sliding window in tokens (None: unlimited), for each layer that calls this attention.
+    """Layer index -> its sliding window in tokens (None: unlimited), for layers that call this attention.
 
     One forward over one token. Raises `EngineError` for attention with terms that are not implemented here.
     """
@@ -130,10 +132,15 @@ def tree_attention(
     sliding_window: int | None = None,
     **other: Any,
 ) -> tuple[Tensor, None]:
-    """The attention interface of `transformers`: query [1, H, Q, D], key and value [1, Hkv, Q, D] -> [1, Q, H, D]."""
+    """The attention interface of `transformers`.
+
+    query [1, H, Q, D], key and value [1, Hkv, Q, D] -> [1, Q, H, D]
+    """
     plan = _PLAN.get(None)
     if plan is None:
-        raise EngineError(f"attention {IMPLEMENTATION!r} works inside HfEngine only; give the learner its own model")
+        raise EngineError(
+            f"attention {IMPLEMENTATION!r} works inside HfEngine only; give the learner its own model"
+        )
     _, num_heads, num_tokens, _ = query.shape
     layer: int = module.layer_idx  # type: ignore[assignment]
     if isinstance(plan, dict):
@@ -143,9 +150,13 @@ def tree_attention(
 
     num_kv = key.shape[1]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    q = (query[0].transpose(0, 1) * scale).reshape(num_tokens, num_kv, num_heads // num_kv, -1)  # [Q, Hkv, g, D]
+    q = (query[0].transpose(0, 1) * scale).reshape(
+        num_tokens, num_kv, num_heads // num_kv, -1
+    )  # [Q, Hkv, g, D]
     new = KeyValue(key[0], value[0])
-    out = q.new_zeros(*q.shape[:-1], value.shape[-1])  # zeros: tokens that only fill up the row belong to nothing
+    out = q.new_zeros(
+        *q.shape[:-1], value.shape[-1]
+    )  # zeros: tokens that only fill up the row belong to nothing
     if (decode := plan.decode) is not None:
         n = len(decode.rows)
         slots = plan.slots.layer(layer, new)
@@ -168,7 +179,9 @@ def _refuse_unknown(module: nn.Module, attention_mask: Tensor | None, other: dic
     if attention_mask is not None:
         terms.append("attention_mask")
     if terms:
-        raise EngineError(f"{type(module).__name__} passes {', '.join(terms)}, which HfEngine does not implement")
+        raise EngineError(
+            f"{type(module).__name__} passes {', '.join(terms)}, which HfEngine does not implement"
+        )
 
 
 def _store(slots: Slots, chunk: Chunk, layer: int, new: KeyValue) -> KeyValue:
@@ -184,7 +197,7 @@ def _store(slots: Slots, chunk: Chunk, layer: int, new: KeyValue) -> KeyValue:
 
 def _decode(q: Tensor, slots: KeyValue, decode: Decode, layer: int, softcap: float | None) -> Tensor:
     """q [n, Hkv, g, D], slots [S, Hkv, C, D] -> [n, Hkv, g, D]."""
-    n, num_kv, groups, _ = q.shape
+    n, num_kv = q.shape[:2]
     rows, length = decode.num_rows, decode.bias.shape[-1]
     own = KeyValue(*(x[:rows].flatten(0, 1)[:, :length] for x in slots))  # [rows·Hkv, L, D], a view
 
@@ -208,7 +221,9 @@ def _decode(q: Tensor, slots: KeyValue, decode: Decode, layer: int, softcap: flo
         num_shared = shared.keys.shape[1]
         q_tree = q[tree.members].transpose(0, 1)  # [Hkv, W, g, D], W siblings
         heads = q_tree.shape[:3]
-        over_prefix = _capped(_product(q_tree.flatten(1, 2), shared.keys.mT), softcap).view(*heads, num_shared)
+        over_prefix = _capped(_product(q_tree.flatten(1, 2), shared.keys.mT), softcap).view(
+            *heads, num_shared
+        )
         both = _softmax(torch.cat([over_prefix, scores[tree.members].transpose(0, 1)], -1))
         weights[tree.members] = both[..., num_shared:].transpose(0, 1)
         mixed = _product(both[..., :num_shared].flatten(1, 2), shared.values).view(*heads, -1)

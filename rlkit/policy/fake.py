@@ -1,7 +1,7 @@
 """An engine that says what it is told: for tests of the loop, without a model and without torch.
 
-Text becomes tokens byte by byte. Log-probabilities and delays come from the request's address, so a rollout with the
-fake is as repeatable as a real one, in whatever order the answers arrive.
+Log-probabilities and delays come from the request's address, so a rollout
+with the fake is as repeatable as a real one, in whatever order the answers arrive.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from rlkit.errors import EngineError
 from rlkit.policy.base import Completion, SampleRequest
+from rlkit.policy.tokens import StopWatch, decode
 from rlkit.randomness import Address, uniform
 from rlkit.records import SamplingState
 
@@ -38,6 +39,11 @@ class ByteTokenizer:
     def __len__(self) -> int:
         return self.vocab_size
 
+    @property
+    def all_special_tokens(self) -> list[str]:
+        """The markers."""
+        return list(self.special_tokens)
+
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """Ids of `text`; markers in it become one id each. `add_special_tokens` is accepted and adds none."""
         ids: list[int] = []
@@ -54,6 +60,23 @@ class ByteTokenizer:
             elif not skip_special_tokens:
                 parts.append(self.special_tokens[token - 256].encode())
         return b"".join(parts).decode(errors="replace")
+
+
+class ScriptTokenizer(Protocol):
+    """What the fake needs to turn scripts into tokens; tokenizers of `transformers` have it."""
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """Ends a completion."""
+        ...
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Ids of `text`."""
+        ...
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """Text of the ids."""
+        ...
 
 
 class FakeEngine:
@@ -77,10 +100,10 @@ class FakeEngine:
         script: Callable[[SampleRequest], str] | Sequence[str],
         seed: int = 0,
         version: int = 0,
-        tokenizer: ByteTokenizer | None = None,
+        tokenizer: ScriptTokenizer | None = None,
     ) -> None:
-        """`script` maps a request to the text of its completion, or lists texts of which the address chooses one."""
-        self.tokenizer = tokenizer or ByteTokenizer()
+        """`script` gives a completion's text, or lists texts of which the request's address chooses one."""
+        self.tokenizer: ScriptTokenizer = ByteTokenizer() if tokenizer is None else tokenizer
         self._config = config
         self._script = script
         self._seed = seed
@@ -96,7 +119,9 @@ class FakeEngine:
         return self._version
 
     async def sample(self, request: SampleRequest) -> Completion:
-        """The scripted text, cut at `max_tokens` or after the first stop string; the end token follows otherwise."""
+        """The scripted text and the end token, cut at `max_tokens` or after the first stop string."""
+        if request.max_tokens < 1:
+            raise EngineError(f"task {request.task_id!r}: max_tokens {request.max_tokens} is below 1")
         self.requests.append(request)
         address = Address(
             seed=self._seed,
@@ -114,7 +139,7 @@ class FakeEngine:
             behavior_logprobs=np.array(logprobs, np.float32),
             sampling=SamplingState(temperature=request.sampling.temperature or 1.0),
             policy_version=address.version,
-            text=self.tokenizer.decode(token_ids),
+            text=decode(self.tokenizer, token_ids),
             finish=finish,
         )
 
@@ -135,12 +160,15 @@ class FakeEngine:
         return texts[int(uniform(address, 0) * len(texts))]
 
     def _cut(self, text: str, request: SampleRequest) -> tuple[list[int], Literal["stop", "eos", "length"]]:
-        if request.max_tokens < 1:
-            raise EngineError(f"task {request.task_id!r}: max_tokens {request.max_tokens} is below 1")
-        ends = [text.index(stop) + len(stop) for stop in request.stop if stop in text]
-        ids = self.tokenizer.encode(text[: min(ends)] if ends else text)
-        if not ends and ids[-1:] != [self.tokenizer.eos_token_id]:
-            ids.append(self.tokenizer.eos_token_id)
-        if len(ids) > request.max_tokens:
-            return ids[: request.max_tokens], "length"
-        return ids, "stop" if ends else "eos"
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        end = self.tokenizer.eos_token_id
+        if end is not None and end not in ids:
+            ids.append(end)
+        watch = StopWatch(self.tokenizer, request.stop)
+        for count, token in enumerate(ids[: request.max_tokens], start=1):
+            stopped = watch.completes(token)
+            if token == end:
+                return ids[:count], "eos"
+            if stopped:
+                return ids[:count], "stop"
+        return ids[: request.max_tokens], "length"

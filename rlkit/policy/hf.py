@@ -7,8 +7,8 @@
     worker thread  └── admit ─ pack ─ forward ─ draw ─ retire ──┐
                          ^──────────────────────────────────────┘   one step, while there is work
 
-What makes it fast: a task's prompt is computed once for all its samples, every forward holds only live tokens in a
-single row, and a later turn feeds only what is new. What makes it repeatable: each draw has an address
+What makes it fast: a task's prompt is computed once for all its samples, a forward holds only live tokens in
+a single row, and a later turn feeds only what is new. What makes it repeatable: each draw has an address
 (`randomness.py`) and, with `deterministic`, no number depends on what else is in the batch (`invariance.py`).
 """
 
@@ -20,7 +20,6 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -31,7 +30,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from rlkit.errors import EngineError
 from rlkit.policy.attention import IMPLEMENTATION, running, trace_windows
-from rlkit.policy.base import Completion, SampleRequest
+from rlkit.policy.base import Completion, EngineContext, SampleRequest
 from rlkit.policy.drafts import Draft, Forward, pack, whole_vectors
 from rlkit.policy.invariance import require_invariant_math
 from rlkit.policy.kv import Prefix, Slots, Suffix
@@ -92,11 +91,11 @@ class HfEngine:
     ) -> None:
         """Take over `model`: its attention is replaced, so a learner needs another instance.
 
-        `eos_ids` end a completion; None takes those of the model and the tokenizer. Raises `EngineError` for a model
+        `eos_ids` end a completion; None takes those of model and tokenizer. Raises `EngineError` for a model
         whose attention it cannot run, and if `deterministic` cannot be kept.
         """
         self._device = _device(config.device)
-        self._model = model.to(self._device).eval().requires_grad_(False)  # type: ignore[arg-type]
+        self._model = model.to(self._device).eval().requires_grad_(False)
         if config.deterministic:
             require_invariant_math(self._device, model.dtype)
         self._config = config
@@ -109,8 +108,7 @@ class HfEngine:
         self._vocab_size: int = text.vocab_size
         self._context: int | None = getattr(text, "max_position_embeddings", None)
         self._window = _take_over(model)
-        widths = _widths(model, text.vocab_size) if config.deterministic else []
-        self._fill = partial(whole_vectors, widths=widths, num_threads=torch.get_num_threads())
+        self._widths = _widths(model, text.vocab_size) if config.deterministic else ()
 
         self.counts = Counts()
         self._trees: dict[str, dict[bytes, Prefix]] = {}
@@ -127,6 +125,11 @@ class HfEngine:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
         return cls(config, model=model, tokenizer=tokenizer, seed=seed, **options)
+
+    @classmethod
+    def build(cls, config: Config, context: EngineContext) -> HfEngine:
+        """The engine of a rollout worker, as a recipe names it."""
+        return cls.from_pretrained(config, context.model_dir, seed=context.seed)
 
     @property
     def version(self) -> int:
@@ -148,17 +151,18 @@ class HfEngine:
     def load_weights(self, weights: Mapping[str, Any], version: int) -> str:
         """Copy the weights into the model, drop every cache and return their fingerprint.
 
-        Raises `EngineError` while samples are in flight (a completion has one version) and for weights that do not fit.
+        Raises `EngineError` while samples are in flight (a completion has one version), and for weights that
+        do not fit.
         """
         if num_busy := len(self._active) + len(self._waiting):
-            raise EngineError(f"load_weights(version={version}): {num_busy} samples of version {self._version} in flight")
+            raise EngineError(f"load_weights: {num_busy} samples of version {self._version} are in flight")
         found = assign_weights(self._model, weights)
         self._trees.clear()
         self._slots = Slots()
         self._version = version
         return found
 
-    # ------------------------------------------------------------------------------------- requests and event loop
+    # ------------------------------------------------------------------ requests, on the event loop
 
     def _draft(self, request: SampleRequest) -> Draft:
         num_tokens, num_shared = len(request.token_ids), request.num_shared
@@ -172,12 +176,14 @@ class HfEngine:
         limit = request.max_tokens
         if self._context is not None:
             if num_tokens >= self._context:
-                raise EngineError(f"{where}: {num_tokens} tokens leave no room in a context of {self._context}")
+                raise EngineError(
+                    f"{where}: {num_tokens} tokens leave no room in a context of {self._context}"
+                )
             limit = min(limit, self._context - num_tokens)
         if self._window is not None and num_tokens + limit > self._window:
             raise EngineError(
-                f"{where}: {num_tokens} + {limit} tokens exceed the model's sliding window of {self._window}, "
-                "which HfEngine does not implement"
+                f"{where}: {num_tokens} + {limit} tokens exceed the model's window of {self._window}; "
+                "HfEngine has no sliding windows"
             )
         ids = request.token_ids
         siblings = self._trees.setdefault(request.task_id, {})
@@ -192,14 +198,14 @@ class HfEngine:
                 sample_index=request.sample_index,
                 turn=request.turn,
             ),
-            prefix=siblings.setdefault(key, Prefix(token_ids=ids[:num_shared])),
+            prefix=siblings.setdefault(key, Prefix(tokens=ids[:num_shared].tolist())),
             watch=StopWatch(self._tokenizer, request.stop),
             limit=limit,
-            path=ids[num_shared:].tolist(),
+            tokens=ids[num_shared:].tolist(),
         )
 
     async def _drive(self) -> None:
-        """Step in the worker thread while there is work, so that environments run on the event loop meanwhile."""
+        """Step in the worker thread while there is work; environments run on the event loop meanwhile."""
         loop = asyncio.get_running_loop()
         try:
             while self._waiting or self._active:
@@ -211,11 +217,15 @@ class HfEngine:
                         draft.future.set_result(outcome)
                     else:
                         draft.future.set_exception(outcome)
-        except BaseException as error:  # also a cancelled event loop: nobody may wait forever, no slot stay taken
+        except (
+            BaseException
+        ) as error:  # also a cancelled event loop: nobody may wait forever, no slot stay taken
             abandoned = self._thread.submit(self._abandon).result()
             for draft in abandoned:
                 if not draft.future.done():
-                    draft.future.set_exception(EngineError(f"the engine stopped: {type(error).__name__}: {error}"))
+                    draft.future.set_exception(
+                        EngineError(f"the engine stopped: {type(error).__name__}: {error}")
+                    )
             if not isinstance(error, Exception):
                 raise
 
@@ -225,21 +235,19 @@ class HfEngine:
         self._waiting.clear()
         return drafts
 
-    # ------------------------------------------------------------------------------------------------ worker thread
+    # ----------------------------------------------------------------------- steps, in the worker thread
 
     @torch.inference_mode()
     def _step(self) -> list[tuple[Draft, Completion | EngineError]]:
         """Advance every sample in flight by one forward; returns those that ended."""
         self._admit()
-        drafts = [draft for _, draft in sorted(self._active.items())]
-        forward = pack(
-            drafts, self._slots, budget=self._config.prefill_chunk, fill=self._fill, device=self._device
-        )
+        drafts = list(self._active.values())
+        forward = pack(drafts, self._slots, budget=self._config.prefill_chunk, device=self._device)
         extendable: list[tuple[Draft, NDArray[np.float32]]] = []
-        if forward is not None:
+        if forward.pieces:
             logits = self._forward(forward)
             for piece in forward.pieces:
-                piece.advance()
+                piece.owner.num_computed += piece.num_tokens
                 if piece.last is None:
                     continue
                 if isinstance(piece.owner, Prefix):
@@ -247,8 +255,8 @@ class HfEngine:
                 else:
                     extendable.append((piece.owner, logits[piece.last]))
         # A path that ends with the shared prefix draws its first token from the prefix's own logits.
-        extendable += [(d, d.prefix.logits) for d in drafts if not d.path and d.prefix.logits is not None]
-        ended = []
+        extendable += [(d, d.prefix.logits) for d in drafts if not d.tokens and d.prefix.logits is not None]
+        ended: list[tuple[Draft, Completion | EngineError]] = []
         for draft, row in extendable:
             if (outcome := self._extend(draft, row)) is not None:
                 self._retire(draft)
@@ -268,19 +276,21 @@ class HfEngine:
                 self._reuse(draft)
 
     def _reuse(self, draft: Draft) -> None:
-        """Take the longest stretch of keys that any sample of the tree left behind: its own last turn, or a fork."""
+        """Take the longest stretch of keys that a sample of the tree left behind: its own, or one to fork."""
         # The last token is fed in any case: its logits are needed. Equal stretches are equal to the bit.
-        wanted = draft.path[:-1]
+        wanted = draft.tokens[:-1]
         best: tuple[int, Suffix | None] = (0, None)
         for suffix in draft.prefix.suffixes.values():
             best = max(best, (suffix.shared_with(wanted), suffix), key=lambda found: found[0])
-        draft.fed, source = best
-        if source is not None and draft.fed:
-            self._slots.reserve(draft.slot + 1, draft.fed)
-            self._slots.restore(draft.slot, source, draft.fed)
+        draft.num_computed, source = best
+        if source is not None and draft.num_computed:
+            self._slots.reserve(draft.slot + 1, draft.num_computed)
+            self._slots.restore(draft.slot, source, draft.num_computed)
 
     def _forward(self, forward: Forward) -> dict[int, NDArray[np.float32]]:
         """Token of the forward -> its logits [V], for the tokens that somebody draws from."""
+        num_tokens = len(forward.token_ids)
+        forward.fill(whole_vectors(num_tokens, self._widths, torch.get_num_threads()))
         wanted = [piece.last for piece in forward.pieces if piece.last is not None]
         with running(forward.plan):
             logits = self._model(
@@ -290,7 +300,7 @@ class HfEngine:
                 use_cache=False,
             ).logits[0]
         self.counts.num_forwards += 1
-        self.counts.num_fed += sum(piece.num_tokens for piece in forward.pieces)
+        self.counts.num_fed += num_tokens
         return dict(zip(wanted, logits.float().cpu().numpy(), strict=True))
 
     def _extend(self, draft: Draft, logits: NDArray[np.float32]) -> Completion | EngineError | None:
@@ -302,7 +312,7 @@ class HfEngine:
         except EngineError as error:
             return EngineError(f"task {request.task_id!r}, sample {request.sample_index}: {error}")
         draft.draws.append(drawn)
-        draft.path.append(drawn.token_id)
+        draft.tokens.append(drawn.token_id)
         self.counts.num_sampled += 1
         stopped = draft.watch.completes(drawn.token_id)
         if drawn.token_id in self._eos_ids:
@@ -325,13 +335,13 @@ class HfEngine:
     def _retire(self, draft: Draft) -> None:
         """Put the sample's keys aside for its next turn and free its slot."""
         if any(draft.prefix is prefix for prefix in self._trees.get(draft.request.task_id, {}).values()):
-            kept = self._slots.save(draft.slot, draft.path[: draft.fed])
+            kept = self._slots.save(draft.slot, draft.tokens[: draft.num_computed])
             draft.prefix.suffixes[draft.request.sample_index] = kept
         del self._active[draft.slot]
         last = max(self._active, default=-1)
         if not self._waiting and last > draft.slot:  # nobody refills it: keep the rows that decode together
             moved = self._active.pop(last)
-            self._slots.move(last, draft.slot, moved.fed)
+            self._slots.move(last, draft.slot, moved.num_computed)
             moved.slot = draft.slot
             self._active[moved.slot] = moved
 
@@ -352,7 +362,7 @@ def _eos_ids(model: PreTrainedModel, tokenizer: Tokenizer) -> frozenset[int]:
 
 
 def _take_over(model: PreTrainedModel) -> int | None:
-    """Put our attention in and check that every layer calls it; returns the narrowest sliding window, in tokens."""
+    """Put our attention in; all layers must call it. Returns the narrowest sliding window, in tokens."""
     name = type(model).__name__
     if "logits_to_keep" not in inspect.signature(model.forward).parameters:
         raise EngineError(f"{name}.forward takes no logits_to_keep; HfEngine needs a causal language model")
@@ -361,13 +371,13 @@ def _take_over(model: PreTrainedModel) -> int | None:
     num_layers = model.config.get_text_config().num_hidden_layers
     if len(windows) != num_layers:
         raise EngineError(
-            f"{name}: {len(windows)} of {num_layers} layers use the attention interface of transformers; HfEngine "
-            "needs all of them (recurrent layers keep a state that it does not share)"
+            f"{name}: {len(windows)} of {num_layers} layers use the attention interface of transformers, and "
+            "HfEngine needs all of them (recurrent layers keep a state that it does not share)"
         )
     return min((window for window in windows.values() if window is not None), default=None)
 
 
-def _widths(model: PreTrainedModel, vocab_size: int) -> list[int]:
+def _widths(model: PreTrainedModel, vocab_size: int) -> tuple[int, ...]:
     """Widths that activations may have: the sides of the weight matrices."""
     sides = {side for parameter in model.parameters() if parameter.ndim == 2 for side in parameter.shape}
-    return sorted(sides - {vocab_size})
+    return tuple(sorted(sides - {vocab_size}))

@@ -1,11 +1,13 @@
 """Matrix products whose rows do not depend on the rows beside them: what bit-equal rollouts rest on.
 
-A product of many rows is split into tiles, and a library picks another kernel, with another order of additions, for
-another number of rows. Then a token's log-probability depends on which other samples happened to be in the batch.
-Intel MKL has a mode in which it does not; its variable is read at the first product of a process and never again:
+A product of many rows is split into tiles, and a library picks another kernel, with another order of
+additions, for another number of rows. Then a token's log-probability depends on which other samples happened
+to be in the batch. Intel MKL has a mode in which it does not; its variable is read at the first product of a
+process and never again:
 
     MKL_CBWR=AVX512,STRICT    as fast as the default; rows, threads and batch composition change no bit
-    MKL_CBWR=AVX2,STRICT      the same on processors without AVX-512, and the same bits on all processors (up to 1.6 x
+    MKL_CBWR=AVX2,STRICT      the same on processors without AVX-512, and the same bits on all processors (up
+    to 1.6 x
                               slower on one that has AVX-512)
 
 What holds is probed, not believed: `is_invariant` multiplies and compares bits.
@@ -51,7 +53,7 @@ def require_invariant_math(device: torch.device, dtype: torch.dtype) -> None:
 
 @torch.inference_mode()
 def is_invariant(device: torch.device, dtype: torch.dtype) -> bool:
-    """True if no row of a product changes with the number of rows, shown on shapes that fail in the usual mode."""
+    """True if no row of a product changes with their number, shown on shapes that fail in the usual mode."""
     generator = torch.Generator().manual_seed(0)
     for inner, outer in ((576, 192), (160, 96)):
         rows = torch.randn(33, inner, generator=generator).to(device, dtype)

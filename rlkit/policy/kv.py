@@ -1,8 +1,8 @@
 """Where keys and values live between forwards: one buffer per shared prefix, one row per sample in flight.
 
-    Prefix   P leading tokens of a task, computed once         per layer [Hkv, P, D]
-    Slots    S rows, each the suffix of one sample in flight   per layer [S, Hkv, C, D]   columns C grow as needed
-    Suffix   what a sample leaves behind between two turns     per layer [Hkv, n, D]
+    Prefix   P leading tokens of a task, computed once         per layer [Hkv, P, D] Slots    S rows, each the
+    suffix of one sample in flight   per layer [S, Hkv, C, D]   columns C grow as needed Suffix   what a
+    sample leaves behind between two turns     per layer [Hkv, n, D]
 
 Shapes come from the first keys that a layer hands over, so layers and models may differ in heads and widths.
 Hkv: key/value heads, D: width of a head (values may have another), P, C, n: tokens.
@@ -44,15 +44,15 @@ class KeyValue(NamedTuple):
 class Suffix:
     """Keys and values of one sample's own tokens, put aside until its next turn."""
 
-    token_ids: tuple[int, ...]
-    """[n] the tokens they were computed for, after the shared prefix."""
+    tokens: list[int]
+    """[n] what they were computed for, after the shared prefix."""
     layers: dict[int, KeyValue]
     """Layer index -> [Hkv, n, D]."""
 
     def shared_with(self, path: Sequence[int]) -> int:
         """Number of leading tokens that `path` has in common: so many need no computing."""
         common = 0
-        for mine, theirs in zip(self.token_ids, path, strict=False):
+        for mine, theirs in zip(self.tokens, path, strict=False):
             if mine != theirs:
                 break
             common += 1
@@ -63,11 +63,12 @@ class Suffix:
 class Prefix:
     """The tokens that all samples of a task share. Their keys and values are computed once."""
 
-    token_ids: NDArray[np.int32]
+    tokens: list[int]
     """[P]"""
+    num_computed: int = 0
+    """Leading tokens whose keys and values are there."""
     layers: dict[int, KeyValue] = field(default_factory=dict)
-    """Layer index -> [Hkv, P, D], of which the first `filled` tokens are computed."""
-    filled: int = 0
+    """Layer index -> [Hkv, P, D]."""
     logits: NDArray[np.float32] | None = None
     """[V] after the last token, from which every sample draws its first; None until all P are computed."""
     suffixes: dict[int, Suffix] = field(default_factory=dict)
@@ -76,20 +77,25 @@ class Prefix:
     @property
     def complete(self) -> bool:
         """True once all P tokens are computed."""
-        return self.filled == len(self.token_ids)
+        return self.num_computed == len(self.tokens)
+
+    @property
+    def origin(self) -> int:
+        """Position of the first token on the path."""
+        return 0
 
     def write(self, layer: int, start: int, new: KeyValue) -> KeyValue:
-        """Store `new` [Hkv, n, D] from token `start` on; returns everything up to its end, [Hkv, start + n, D]."""
+        """Store `new` [Hkv, n, D] from token `start` on; returns all up to its end, [Hkv, start + n, D]."""
         if layer not in self.layers:
-            num_tokens = len(self.token_ids)
-            self.layers[layer] = KeyValue(*(x.new_zeros(x.shape[0], num_tokens, x.shape[-1]) for x in new))
+            size = len(self.tokens)
+            self.layers[layer] = KeyValue(*(x.new_zeros(x.shape[0], size, x.shape[-1]) for x in new))
         stop = start + new.keys.shape[1]
         self.layers[layer].columns(start, stop).assign(new)
         return self.layers[layer].columns(0, stop)
 
 
 class Slots:
-    """A row per sample in flight. Columns beyond a sample's own tokens hold finite leftovers that nobody reads."""
+    """A row per sample in flight. Columns beyond its own tokens hold finite leftovers that nobody reads."""
 
     def __init__(self) -> None:
         self._layers: dict[int, KeyValue] = {}
@@ -110,19 +116,19 @@ class Slots:
                 new[:num_rows, :, :num_columns] = kept
 
     def layer(self, layer: int, like: KeyValue) -> KeyValue:
-        """The whole buffers of a layer, [S, Hkv, C, D]; made in the shape of `like` [Hkv, n, D] on first use."""
+        """The whole buffers of a layer, [S, Hkv, C, D]; made like `like` [Hkv, n, D] on first use."""
         if layer not in self._layers:
             self._layers[layer] = self._empty(KeyValue(like.keys[None], like.values[None]))
         return self._layers[layer]
 
-    def save(self, row: int, token_ids: Sequence[int]) -> Suffix:
-        """A copy of the first `len(token_ids)` columns of a row."""
-        n = len(token_ids)
+    def save(self, row: int, tokens: list[int]) -> Suffix:
+        """A copy of a row's first columns, those of `tokens` [n]."""
+        n = len(tokens)
         layers = {
             layer: KeyValue(kv.keys[row, :, :n].clone(), kv.values[row, :, :n].clone())
             for layer, kv in self._layers.items()
         }
-        return Suffix(token_ids=tuple(token_ids), layers=layers)
+        return Suffix(tokens=tokens, layers=layers)
 
     def restore(self, row: int, suffix: Suffix, num_tokens: int) -> None:
         """Fill a row with the first `num_tokens` tokens of a suffix; `reserve` comes first."""

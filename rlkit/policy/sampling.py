@@ -1,7 +1,7 @@
 """From one row of logits to one token: what was kept, what was drawn, and how likely that was.
 
-Everything is float64 numpy on one row [V], so a draw depends on its own logits and its own uniform number only: not on
-the batch around it, the device or the number of threads.
+Everything is float64 numpy on one row [V], so a draw depends on its own logits and its own uniform number
+only: not on the batch around it, the device or the number of threads.
 
     constraint -> / temperature -> top-k -> top-p -> renormalise -> inverse CDF over ascending token ids
 
@@ -41,9 +41,9 @@ def draw(
 ) -> Draw:
     """The token at `point` in [0, 1) of the cumulative distribution of `logits` [V], ids ascending.
 
-    `allowed` [A] restricts the draw to these ids (a trie's continuations). At temperature 0 it is the likeliest token,
-    of equals the lowest id, with its log-probability at temperature 1. Raises `EngineError` where the logits have a
-    NaN or no finite maximum, or where `allowed` is empty.
+    `allowed` [A] restricts the draw to these ids (a trie's continuations). At temperature 0 it is the
+    likeliest token, of equals the lowest id, with its log-probability at temperature 1. Raises `EngineError`
+    where the logits have a NaN or no finite maximum, or where `allowed` is empty.
     """
     kept = kept_ids(logits, sampling, allowed)
     scaled = _scaled(logits if kept is None else logits[kept], sampling)  # [K]
@@ -52,8 +52,9 @@ def draw(
     if sampling.temperature == 0:
         index = int(scaled.argmax())
     else:
-        # The first entry whose cumulative mass exceeds the point: one of mass 0 is never drawn, not even at point 0.
-        # Rounding may carry `point * total` up to `total`, hence the bound: the last token that has any mass.
+        # The first entry whose cumulative mass exceeds the point: one of mass 0 is never drawn, not even at
+        # point 0. Rounding may carry `point * total` up to `total`, hence the bound: the last token that has
+        # any mass.
         index = int(min(np.searchsorted(mass, point * total, side="right"), np.searchsorted(mass, total)))
     return Draw(
         token_id=index if kept is None else int(kept[index]),
@@ -65,7 +66,7 @@ def draw(
 def kept_ids(
     logits: NDArray[np.floating], sampling: Sampling, allowed: NDArray[np.integer] | None = None
 ) -> Ids | None:
-    """Ids [K] that constraint, top-k and top-p leave of `logits` [V], ascending; None if none of them is active.
+    """Ids [K] that constraint, top-k and top-p leave of `logits` [V], ascending; None if none is active.
 
     Ties go to the lower id. Greedy decoding ignores top-k and top-p, which never remove the likeliest token.
     """
@@ -79,12 +80,12 @@ def kept_ids(
         ids = _top_k(logits, ids, sampling.top_k)
     if sampling.top_p < 1:
         ids = np.arange(len(logits), dtype=np.int32) if ids is None else ids
-        ids = _top_p(np.exp(_scaled(logits[ids], sampling)), ids, sampling.top_p)
+        ids = _top_p(_scaled(logits[ids], sampling), ids, sampling.top_p)
     return ids
 
 
 def sampling_state(sampling: Sampling, draws: Sequence[Draw], vocab_size: int) -> SamplingState:
-    """The replayable form of one completion's distributions; a token without a kept set among others keeps all V."""
+    """The replayable form of a completion's distributions; among kept sets, no set means all V."""
     temperature = sampling.temperature or 1.0
     if all(d.kept is None for d in draws):
         return SamplingState(temperature=temperature)
@@ -98,7 +99,9 @@ def _scaled(logits: NDArray[np.floating], sampling: Sampling) -> NDArray[np.floa
     """Logits over temperature, shifted so that the largest is 0."""
     peak = logits.max()
     if not np.isfinite(peak):  # NaN spreads through max
-        raise EngineError(f"the largest logit is {peak}: the weights diverged, or the constraint forbids every token")
+        raise EngineError(
+            f"the largest logit is {peak}: the weights diverged, or the constraint forbids every token"
+        )
     shifted = logits.astype(np.float64) - float(peak)
     return shifted / sampling.temperature if sampling.temperature else shifted
 
@@ -114,11 +117,13 @@ def _top_k(logits: NDArray[np.floating], ids: Ids, k: int) -> Ids:
     return ids[keep]
 
 
-def _top_p(mass: NDArray[np.float64], ids: Ids, p: float) -> Ids:
-    """The smallest set of likeliest ids that holds at least `p` of the unnormalised `mass` [K]."""
+def _top_p(scaled: NDArray[np.float64], ids: Ids, p: float) -> Ids:
+    """The smallest set of likeliest ids that holds at least `p` of the mass of `scaled` [K]."""
+    mass = np.exp(scaled)
     total = mass.sum()
-    # All entries below this together hold less than 1 - p, so the set is complete without them: a far shorter sort.
+    # All entries below this together hold less than 1 - p, so the set is complete without them: a far shorter
+    # sort.
     likely = np.flatnonzero(mass >= (1 - p) * total / len(mass))
-    order = likely[np.argsort(-mass[likely], kind="stable")]  # stable: of equals the lower id first
+    order = likely[np.argsort(-scaled[likely], kind="stable")]  # stable: of equals the lower id first
     count = int(np.searchsorted(mass[order].cumsum(), p * total)) + 1
     return ids[np.sort(order[:count])]

@@ -1,4 +1,4 @@
-"""A random model of a few thousand weights, with a working tokenizer, made offline in a second: for tests and demos."""
+"""A small random model with a working tokenizer, made offline in under a second: for tests and demos."""
 
 from __future__ import annotations
 
@@ -30,12 +30,18 @@ TEXTS = (
 
 
 def tiny_model(
-    path: str | Path, *, vocab_from: Iterable[str] | None = None, layers: int = 2, hidden: int = 64, seed: int = 0
+    path: str | Path,
+    *,
+    vocab_from: Iterable[str] | None = None,
+    layers: int = 2,
+    hidden: int = 64,
+    seed: int = 0,
 ) -> Path:
     """Write a random float32 Llama and its tokenizer into the folder `path`, which is returned.
 
-    `vocab_from` are texts to learn the vocabulary from, see `tiny_tokenizer`; `hidden` is a multiple of 16. Two heads
-    share a key/value head, so grouped attention is exercised. The global random state is left alone.
+    `vocab_from` are texts to learn the vocabulary from, see `tiny_tokenizer`; `hidden` is a multiple of 16.
+    Two heads share a key/value head, so grouped attention is exercised. The global random state is left
+    alone.
     """
     if hidden % 16:
         raise ValueError(f"hidden: {hidden} is not a multiple of 16")
@@ -63,10 +69,10 @@ def tiny_model(
 
 
 def tiny_tokenizer(texts: Iterable[str] | None = None, *, vocab_size: int = 384) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with ChatML: all 256 bytes, the special tokens and merges learned from `texts`.
+    """A byte-level BPE tokenizer with ChatML: all 256 bytes, special tokens, merges learned from `texts`.
 
-    Every text survives encoding and decoding; ids below `len(SPECIAL)` are special. The vocabulary is smaller than
-    `vocab_size` where the texts have no more pairs.
+    Every text survives encoding and decoding; ids below `len(SPECIAL)` are special. The vocabulary is smaller
+    than `vocab_size` where the texts have no more pairs.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

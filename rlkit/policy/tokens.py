@@ -1,4 +1,4 @@
-"""Reading a completion while it grows: text without re-tokenising, and the moment a stop string is complete."""
+"""Reading a completion while it grows: its text, and the moment a stop string is complete."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ def decode(tokenizer: Tokenizer, token_ids: Sequence[int]) -> str:
 class StopWatch:
     """Tells with which token a completion first contains one of the stop strings.
 
-    It decodes a window of the last tokens only. A token is at least one byte, so a string of n bytes spans at most n
-    tokens; the window has a few more, because its first character may be torn and some tokenizers drop a space there.
+    It decodes a window of the last tokens only. A token is at least one byte, so a string of n bytes spans at
+    most n tokens; the window has a few more, because its first character may be torn and some tokenizers drop
+    a space there.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
@@ -36,7 +37,7 @@ class StopWatch:
         self._window: deque[int] = deque(maxlen=longest + 8)
 
     def completes(self, token_id: int) -> bool:
-        """True if the completion, now longer by `token_id`, contains a stop string; call it for every token in order."""
+        """True if the completion, longer by `token_id` now, has a stop string; call it once for each token."""
         if not self._stop:
             return False
         self._window.append(token_id)

@@ -18,10 +18,10 @@ __all__ = ["assign_weights"]
 
 @torch.no_grad()
 def assign_weights(model: nn.Module, weights: Mapping[str, Any]) -> str:
-    """Copy `weights` (names of `model.state_dict()` -> array or tensor) and return the fingerprint of what now runs.
+    """Copy `weights` (names of `model.state_dict()` -> array or tensor); the fingerprint of what now runs.
 
-    Tied tensors may come under one of their names or all. Raises `EngineError`, before anything is copied, for names
-    that are missing or unknown and for other shapes or dtypes.
+    Tied tensors may come under one of their names or all. Raises `EngineError`, before anything is copied,
+    for names that are missing or unknown and for other shapes or dtypes.
     """
     state = model.state_dict()
     _check(state, weights)
@@ -34,13 +34,17 @@ def _check(state: Mapping[str, Tensor], weights: Mapping[str, Any]) -> None:
     tied: dict[tuple[int, torch.Size], list[str]] = defaultdict(list)
     for name, tensor in state.items():
         tied[tensor.data_ptr(), tensor.shape].append(name)
-    problems = [f"missing {names[0]}" for names in tied.values() if not any(name in weights for name in names)]
+    problems = [
+        f"missing {names[0]}" for names in tied.values() if not any(name in weights for name in names)
+    ]
     for name, source in weights.items():
         if name not in state:
             problems.append(f"unknown {name}")
         elif tuple(source.shape) != tuple(state[name].shape):
             problems.append(f"{name} has shape {tuple(source.shape)}, the model {tuple(state[name].shape)}")
-        elif (given := str(source.dtype).removeprefix("torch.")) != str(state[name].dtype).removeprefix("torch."):
+        elif (given := str(source.dtype).removeprefix("torch.")) != str(state[name].dtype).removeprefix(
+            "torch."
+        ):
             problems.append(f"{name} is {given}, the model {str(state[name].dtype).removeprefix('torch.')}")
     if problems:
         rest = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
@@ -50,5 +54,6 @@ def _check(state: Mapping[str, Tensor], weights: Mapping[str, Any]) -> None:
 def _tensor(source: Any) -> Tensor:
     if isinstance(source, Tensor):
         return source
-    # Arrays out of Ray's object store are read-only, which torch only warns about because it could write to them.
+    # Arrays out of Ray's object store are read-only, which torch only warns about because it could write to
+    # them.
     return torch.from_numpy(source if source.flags.writeable else np.array(source))
