@@ -229,6 +229,7 @@ def resume(parts: Parts) -> int:
     """Continue from the newest checkpoint; 0 where there is none. Raises `CheckpointError` if it cannot be used."""
     found: Checkpoint | None = parts.checkpoints.latest()
     if found is None:
+        parts.recorder.resume(-1)  # a run that was killed before its first checkpoint begins anew
         return 0
     mine, theirs = fingerprint(parts.recipe), found.state["recipe"]
     if mine != theirs:
