@@ -19,13 +19,14 @@ from pathlib import Path
 
 from rlkit.config import Resolved
 from rlkit.errors import RlkitError
+from rlkit.layers import shown
 from rlkit.models.pretrained import resolve_model
 from rlkit.recipe import Recipe
 from rlkit.retriever import Retrieval
 
 __all__ = ["ModelFacts", "explanation", "sharing_bound"]
 
-BYTES = {"float32": 4, "bfloat16": 2, "float64": 8}
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 CHARS_PER_TOKEN = 4
 """Of English prose, for a model that is not on this disk yet."""
 
@@ -76,7 +77,7 @@ def explanation(resolved: Resolved) -> str:
     recipe = resolved.recipe
     model, problem = _model(recipe)
     rows = [
-        ("recipe", f"{recipe.name} ({resolved.path}), seed {recipe.seed}"),
+        ("recipe", f"{recipe.name} ({shown(resolved.path)}), seed {recipe.seed}"),
         ("program", _program(recipe)),
         ("processes", _processes(recipe)),
         ("model", _model_line(recipe, model) if model else problem),
@@ -105,13 +106,12 @@ def _program(recipe: Recipe) -> str:
 def _processes(recipe: Recipe) -> str:
     cluster = recipe.cluster
     if cluster.kind == "local":
-        return f"1, with {cluster.threads_per_worker} threads: sampling and training take turns"
+        return f"1, {_count(cluster.threads_per_worker, 'thread')}: sampling and training take turns"
     here = f"Ray, here unless it runs as a job ({os.cpu_count()} cores)"
     place = f"Ray at {cluster.address}" if cluster.address else here
-    workers, ranks = cluster.rollout_workers, cluster.learner_ranks
-    sampling = f"{workers} rollout worker{'s' * (workers > 1)}"
-    training = f"{ranks} learner rank{'s' * (ranks > 1)} ({recipe.learner.kind})"
-    return f"driver + {sampling} + {training}, {cluster.threads_per_worker} threads each; {place}"
+    sampling = _count(cluster.rollout_workers, "rollout worker")
+    training = f"{_count(cluster.learner_ranks, 'learner rank')} ({recipe.learner.kind})"
+    return f"driver + {sampling} + {training}, {_count(cluster.threads_per_worker, 'thread')} each; {place}"
 
 
 def _model(recipe: Recipe) -> tuple[ModelFacts | None, str]:
@@ -130,7 +130,7 @@ def _model_line(recipe: Recipe, model: ModelFacts) -> str:
 def _memory(recipe: Recipe, model: ModelFacts) -> Iterator[str]:
     """Activations by Korthikanti et al. 2022: 34·h bytes a token and layer at 16 bit."""
     size, ranks, kind = BYTES[recipe.model.dtype], recipe.cluster.learner_ranks, recipe.learner.kind
-    weights = model.parameters * size
+    weights = model.parameters * max(size, 4)  # bfloat16 is for products only: the learner keeps float32
     held = weights / (ranks if kind in ("fsdp2", "zero3") else 1)
     gradients = weights / (ranks if kind in ("fsdp2", "zero3", "zero2") else 1)
     adam = 2 * weights / (ranks if kind in ("fsdp2", "zero3", "zero2", "zero1") else 1)
@@ -138,13 +138,16 @@ def _memory(recipe: Recipe, model: ModelFacts) -> Iterator[str]:
     kept_layers = 1 if recipe.model.gradient_checkpointing else model.layers
     activations = recipe.learner.row_tokens * (kept_layers * per_layer + model.layers * model.hidden * size)
     logits = 2 * recipe.learner.logit_chunk * model.vocabulary * max(size, 4)
-    total = held + gradients + adam + activations + logits
+    reference = held * bool(getattr(recipe.algorithm.settings, "needs_reference", False))
+    total = held + gradients + adam + activations + logits + reference
     yield (
         f"learner rank about {_gib(total)}: weights {_gib(held)}, gradients {_gib(gradients)}, "
         f"Adam {_gib(adam)}, activations of a row of {recipe.learner.row_tokens} tokens {_gib(activations)}, "
-        f"logits {_gib(logits)}"
+        f"logits {_gib(logits)}" + (f", reference {_gib(reference)}" if reference else "")
     )
     trajectories = recipe.rollout.max_concurrent_groups * recipe.rollout.group_size
+    size = BYTES.get(getattr(recipe.engine.settings, "dtype", recipe.model.dtype), 4)
+    weights = model.parameters * size
     cache = trajectories * recipe.model.max_context * model.layers * model.kv_width * size
     yield (
         f"rollout worker at most {_gib(weights + cache)}: weights {_gib(weights)}, "
@@ -194,11 +197,15 @@ def _prompt_tokens(recipe: Recipe) -> tuple[int | None, str]:
 def _run(recipe: Recipe) -> str:
     train, measure = recipe.train, recipe.eval
     updates = train.steps * recipe.optim.minibatches
-    often = f", every {train.eval_every} steps" if train.eval_every else ""
+    often = f", every {_count(train.eval_every, 'step')}" if train.eval_every else ""
     return (
-        f"{train.steps} steps, {updates} updates at lr {recipe.optim.lr:g} ({recipe.optim.schedule}); "
+        f"{_count(train.steps, 'step')}, {_count(updates, 'update')} at lr {recipe.optim.lr:g} ({recipe.optim.schedule}); "
         f"evaluation of {measure.tasks} {measure.split} tasks x {measure.samples} before, after{often}"
     )
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'s' * (number != 1)}"
 
 
 def _gib(count: float) -> str:

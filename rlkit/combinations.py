@@ -21,9 +21,10 @@ def check(recipe: Recipe) -> None:
 def doubts(recipe: Recipe) -> Iterator[str]:
     """Combinations that run, but slowly or to no effect."""
     cluster, cores = recipe.cluster, os.cpu_count() or 1
-    threads = (cluster.rollout_workers + cluster.learner_ranks) * cluster.threads_per_worker
-    if cluster.kind == "ray" and cluster.address is None and threads > cores:
-        yield f"cluster: {threads} threads of workers and ranks share the {cores} cores of this machine"
+    # sampling and training take turns, so the cores are used by one or the other
+    threads = max(cluster.rollout_workers, cluster.learner_ranks) * cluster.threads_per_worker
+    if cluster.address is None and threads > cores:
+        yield f"cluster.threads_per_worker: {threads} threads at a time share the {cores} cores of this machine"
     if recipe.optim.warmup_steps > recipe.train.steps * recipe.optim.minibatches > 0:
         yield f"optim.warmup_steps: {recipe.optim.warmup_steps} outlasts the run: optim.lr is not reached"
 
@@ -57,6 +58,8 @@ def _sampling(recipe: Recipe) -> Problems:
         )
     if model.attention == "flex" and model.dtype == "float64":
         yield "model.attention", "'flex' does not compute in float64; use model.attention=sdpa"
+    if recipe.learner.kind.startswith("zero") and model.dtype == "float64":
+        yield "model.dtype", f"'float64' is lost under learner.kind={recipe.learner.kind}; use fsdp2"
     if recipe.retriever is None and getattr(recipe.env.load(), "needs_retriever", False):
         yield "retriever", f"missing: env '{recipe.env.kind}' searches; write retriever: {{kind: bm25}}"
 

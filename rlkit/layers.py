@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from rlkit.errors import RecipeError, nearest
 from rlkit.settings import join
 
-__all__ = ["Layer", "find_recipe", "leaves", "merge", "override", "read", "shipped_recipes"]
+__all__ = ["Layer", "find_recipe", "leaves", "merge", "override", "read", "shipped_recipes", "shown"]
 
 PLUGIN_SECTIONS = ("task", "retriever", "env", "algorithm", "engine")
 REWARD_COMMON = ("name", "weight", "deadline_s")
@@ -80,7 +80,7 @@ def read(file: Path, *, _chain: tuple[Path, ...] = ()) -> Layer:
     if base is None:
         return layer
     if not isinstance(base, str):
-        raise RecipeError("base", f"{base!r} in {_shown(file)} is not the name of one file")
+        raise RecipeError("base", f"{base!r} in {shown(file)} is not the name of one file")
     below = find_recipe(base, file.parent, path="base")
     if below.resolve() in chain:
         cycle = " -> ".join(step.name for step in (*chain, below))
@@ -186,15 +186,15 @@ def _parse(file: Path) -> Layer:
         values = loader.construct_document(root) if root is not None else {}
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        place = f"{_shown(file)}:{mark.line + 1}" if mark else _shown(file)
+        place = f"{shown(file)}:{mark.line + 1}" if mark else shown(file)
         raise RecipeError("", f"{place}: {getattr(error, 'problem', None) or error}") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError("", f"{_shown(file)}: cannot be read: {error}") from error
+        raise RecipeError("", f"{shown(file)}: cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise RecipeError(
-            "", f"{_shown(file)}: is not a mapping of sections, such as 'rollout: {{group_size: 8}}'"
+            "", f"{shown(file)}: is not a mapping of sections, such as 'rollout: {{group_size: 8}}'"
         )
-    origins = {path: f"{_shown(file)}:{lines[path]}" for path, _ in leaves(values)}
+    origins = {path: f"{shown(file)}:{lines[path]}" for path, _ in leaves(values)}
     return Layer(values=values, origins=origins)
 
 
@@ -220,7 +220,7 @@ def _lines(node: yaml.Node, path: str = "") -> Iterator[tuple[str, int]]:
         yield path, node.start_mark.line + 1
 
 
-def _shown(file: Path) -> str:
+def shown(file: Path) -> str:
     """Relative to the working folder where it lies inside."""
     absolute, here = file.resolve(), Path.cwd()
     return str(absolute.relative_to(here) if absolute.is_relative_to(here) else file)

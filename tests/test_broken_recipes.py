@@ -65,6 +65,9 @@ BROKEN_OVERRIDES = {
     "model.dtype=float64 model.attention=flex": (
         "model.attention: 'flex' does not compute in float64; use model.attention=sdpa"
     ),
+    "model.dtype=float64 learner.kind=zero1": (
+        "model.dtype: 'float64' is lost under learner.kind=zero1; use fsdp2"
+    ),
     "cluster.kind=ray cluster.learner_ranks=2": (
         "learner.kind: 'single' is one process, not cluster.learner_ranks=2; use ddp, fsdp2 or zero1"
     ),

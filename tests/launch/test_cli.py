@@ -121,7 +121,7 @@ def test_explain_counts_processes_and_tells_what_it_does_not_know(
     overrides = ["cluster.kind=ray", "cluster.rollout_workers=2", "model.path=nowhere"]
     assert main(["explain", str(recipe), *overrides]) == 0
     text = capsys.readouterr().out
-    assert "driver + 2 rollout workers + 1 learner rank (single), 1 threads each" in text
+    assert "driver + 2 rollout workers + 1 learner rank (single), 1 thread each" in text
     assert "unknown sizes: model.path: 'nowhere'" in text
     assert "1·brevity -> own.py:ALGORITHM" in text
 
