@@ -197,9 +197,10 @@ def _prompt_tokens(recipe: Recipe) -> tuple[int | None, str]:
 def _run(recipe: Recipe) -> str:
     train, measure = recipe.train, recipe.eval
     updates = train.steps * recipe.optim.minibatches
+    length = f"{_count(train.steps, 'step')}, {_count(updates, 'update')}"
     often = f", every {_count(train.eval_every, 'step')}" if train.eval_every else ""
     return (
-        f"{_count(train.steps, 'step')}, {_count(updates, 'update')} at lr {recipe.optim.lr:g} ({recipe.optim.schedule}); "
+        f"{length} at lr {recipe.optim.lr:g} ({recipe.optim.schedule}); "
         f"evaluation of {measure.tasks} {measure.split} tasks x {measure.samples} before, after{often}"
     )
 

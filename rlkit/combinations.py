@@ -24,7 +24,7 @@ def doubts(recipe: Recipe) -> Iterator[str]:
     # sampling and training take turns, so the cores are used by one or the other
     threads = max(cluster.rollout_workers, cluster.learner_ranks) * cluster.threads_per_worker
     if cluster.address is None and threads > cores:
-        yield f"cluster.threads_per_worker: {threads} threads at a time share the {cores} cores of this machine"
+        yield f"cluster.threads_per_worker: {threads} threads at a time share this machine's {cores} cores"
     if recipe.optim.warmup_steps > recipe.train.steps * recipe.optim.minibatches > 0:
         yield f"optim.warmup_steps: {recipe.optim.warmup_steps} outlasts the run: optim.lr is not reached"
 

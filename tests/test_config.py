@@ -126,7 +126,7 @@ def test_a_recipe_travels_to_another_process_by_name(recipe: Path) -> None:
 def test_doubtful_combinations_warn_and_run(recipe: Path) -> None:
     resolved = load(recipe, ["cluster.kind=ray", "cluster.threads_per_worker=1000", "optim.warmup_steps=101"])
     cores, warmup = resolved.warnings
-    assert cores.startswith("cluster.threads_per_worker: 1000 threads at a time share the ")
+    assert cores.startswith("cluster.threads_per_worker: 1000 threads at a time share this machine's ")
     assert warmup == "optim.warmup_steps: 101 outlasts the run: optim.lr is not reached"
 
 
