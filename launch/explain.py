@@ -187,9 +187,8 @@ def _prompt_tokens(recipe: Recipe) -> tuple[int | None, str]:
         from tokenizers import Tokenizer
 
         file = resolve_model(recipe.model.path, setting="model.path") / "tokenizer.json"
-        return len(
-            Tokenizer.from_file(str(file)).encode(text).ids
-        ), "the first task's prompt without its chat template"
+        count = len(Tokenizer.from_file(str(file)).encode(text).ids)
+        return count, "the first task's prompt without its chat template"
     except Exception:  # tokenizers raises just that for a missing or foreign file
         return len(text) // CHARS_PER_TOKEN, f"the first task's {len(text)} characters / {CHARS_PER_TOKEN}"
 
