@@ -18,7 +18,13 @@ __all__ = ["actor_options", "connected"]
 
 @contextmanager
 def connected(cluster: Cluster) -> Iterator[None]:
-    """Join the cluster that the recipe, or the job this process runs in, names; else start one on this machine."""
+    """Join the cluster that the recipe, or the job this process runs in, names; else start one on this machine.
+
+    A process that is connected already stays as it is, and connected afterwards.
+    """
+    if ray.is_initialized():
+        yield
+        return
     address = cluster.address or ("auto" if os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID") else None)
     options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}
     if address is None:
