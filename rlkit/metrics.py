@@ -1,8 +1,8 @@
 """What is measured, in one dictionary, and how measurements of parts add up to the measurement of the whole.
 
-A metric leaves a stage as a pair `(total, count)`. Pairs of micro-batches, ranks or workers merge by addition,
-so the mean over everything is exact and never a mean of means. `METRICS` says what every logged name means;
-`python -m rlkit.metrics > docs/metrics.md` prints it as a page.
+A metric leaves a stage as a pair `(total, count)`. Pairs of micro-batches, ranks or workers merge by
+addition, so the mean over everything is exact, never a mean of means. `METRICS` says what every logged name
+means; `python -m rlkit.metrics > docs/metrics.md` prints it as a page.
 
     L leaves · G leaves of one group · t policy tokens · p credit paths
 """
@@ -62,7 +62,7 @@ class Metric:
     meaning: str
     """One plain sentence."""
     reduce: Reduce = "mean"
-    """`mean` total/count · `sum` total · `max` largest · `std` total holds squares, needs `.../mean` beside it."""
+    """`mean` total/count · `sum` total · `max` largest · `std` total of squares; it reads `.../mean`."""
 
 
 def _table(rows: str) -> dict[str, Metric]:
