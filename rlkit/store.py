@@ -3,9 +3,9 @@
     line 1   {"format": "rlkit.trees", "schema": 1}
     line 2.. one tree each: {"task", "nodes", "leaves", "terms", "paths" (null before credit is given)}
 
-An array is `{"dtype": "<f4", "base64": "..."}`: its little-endian bytes, so a log-probability keeps every bit.
-There is no pickle: a file from elsewhere can be opened without running its code. NaN outside an array is written
-as `NaN`, as Python's json does. A file appears whole or not at all.
+An array is `{"dtype": "<f4", "base64": "..."}`: its little-endian bytes, so a log-probability keeps every
+bit. There is no pickle: a file from elsewhere can be opened without running its code. NaN outside an array is
+written as `NaN`, as Python's json does. A file appears whole or not at all.
 """
 
 from __future__ import annotations
