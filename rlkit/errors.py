@@ -40,8 +40,12 @@ class RecipeError(RlkitError):
     """A recipe cannot run as written; `path` is the dotted path of the setting at fault."""
 
     def __init__(self, path: str, problem: str) -> None:
-        self.path = path
+        self.path, self.problem = path, problem
         super().__init__(f"{path}: {problem}" if path else problem)
+
+    def __reduce__(self) -> tuple[type[RecipeError], tuple[str, str]]:
+        """Exceptions pickle by their message; this one has two arguments and comes back from workers."""
+        return type(self), (self.path, self.problem)
 
 
 class DataError(RlkitError):
@@ -79,7 +83,14 @@ class CheckpointError(RlkitError):
 def nearest(word: str, allowed: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the closest allowed word, or `; one of a, b, c` when none is close."""
     options = sorted(allowed)
-    close = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(word, options, n=len(options) or 1, cutoff=0.6)
     if close:
-        return f"; did you mean '{close[0]}'?"
+        # Ratios tie often on short words; swapped letters ("gpro") are the likelier slip than a wrong one ("gspo").
+        best = max(close, key=lambda option: (difflib.SequenceMatcher(None, word, option).ratio(), _same(word, option)))
+        return f"; did you mean '{best}'?"
     return f"; one of {', '.join(options)}" if options else ""
+
+
+def _same(word: str, option: str) -> bool:
+    """True if one is the other with its letters in another order."""
+    return sorted(word) == sorted(option)

@@ -140,7 +140,7 @@ def _parts(tree_index: int, credited: CreditedTree, row_tokens: int) -> list[_Pa
         if alone > row_tokens:
             raise LearnerError(
                 f"learner.row_tokens: {row_tokens} is less than one path of task {tree.task.id} ({alone} tokens); "
-                f"raise it to at least {alone} or lower rollout.max_path_tokens"
+                f"raise it to at least {alone} or lower model.max_context"
             )
         if nodes and int(lengths[list(nodes | needed)].sum()) > row_tokens:
             flush()
