@@ -1,0 +1,96 @@
+"""Retrieve once, then answer: the question itself is the query, and its passages stand in the prompt.
+
+The plain retrieval-augmented baseline beside agentic search: one search, one completion, nothing to decide
+but the answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from rlkit.env import EnvStep
+from rlkit.envs.agentic_search import passages_text
+from rlkit.envs.prompts import check_template, fill
+from rlkit.errors import EnvError
+from rlkit.records import Message, Task
+from rlkit.retriever import Retriever
+from rlkit.tags import Tags, parse
+
+__all__ = ["QaEpisode", "QaRetrieval"]
+
+
+class QaRetrieval:
+    """The environment kind `qa_retrieval`."""
+
+    needs_retriever = True
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Settings of the environment `qa_retrieval`."""
+
+        prompt: str = "{passages}\n\nAnswer in a few words.\nQuestion: {question}"
+        """User message; {answer} is the name of the answer tag."""
+        system: str = ""
+        """System message; empty: that of the chat template, if it has one."""
+        tagged: bool = False
+        """The answer stands inside the answer tag; false: the whole completion is the answer."""
+        tags: Tags = field(default_factory=Tags)
+        """Only the answer tag is used."""
+        top_k: int = 3
+        """Passages in the prompt."""
+        passage: str = "Doc {rank}(Title: {title}) {text}"
+        """How one passage is printed; one per line."""
+        max_passages_chars: int = 4000
+        """All passages together are cut here; about 1000 tokens of English."""
+        max_answer_tokens: int | None = None
+        """Cap on the completion, in tokens; null: the recipe's `rollout.max_completion_tokens`."""
+
+        def __post_init__(self) -> None:
+            for name, value in vars(self).items():
+                if name.startswith(("max_", "top_")) and value is not None and value < 1:
+                    raise ValueError(f"{name}: {value} is below 1")
+            check_template("prompt", self.prompt, required=("question", "passages"))
+            check_template("passage", self.passage, required=("text",), optional=("rank", "title"))
+
+    def __init__(self, config: Config, retriever: Retriever) -> None:
+        self.config = config
+        self.retriever = retriever
+
+    def make(self) -> QaEpisode:
+        """A fresh environment for one trajectory."""
+        return QaEpisode(self.config, self.retriever)
+
+
+class QaEpisode:
+    """One trajectory."""
+
+    def __init__(self, config: QaRetrieval.Config, retriever: Retriever) -> None:
+        self.config = config
+        self.retriever = retriever
+        self._signals = {"num_passages": 0.0}
+
+    async def start(self, task: Task) -> EnvStep:
+        """The prompt with the passages. Raises `EnvError` if the search failed: the siblings' prompt differs."""
+        config = self.config
+        [retrieval] = await self.retriever.search([task.question], config.top_k)
+        if retrieval.status != "ok":
+            raise EnvError(f"retriever: {retrieval.status}")
+        self._signals["num_passages"] = float(len(retrieval.passages))
+        passages = passages_text(retrieval.passages, config.passage, config.tags)[: config.max_passages_chars]
+        prompt = fill(config.prompt, config.tags, question=task.question, passages=passages)
+        messages = [Message(role="system", content=config.system)] if config.system else []
+        messages.append(Message(role="user", content=prompt))
+        stop = (config.tags.close("answer"),) if config.tagged else ()
+        return EnvStep(messages=tuple(messages), stop=stop, max_tokens=config.max_answer_tokens, signals=self._signals)
+
+    async def step(self, completion: str) -> EnvStep:
+        """The one completion is the answer."""
+        answer = (completion or "").strip()
+        if self.config.tagged:
+            action = parse(answer, self.config.tags)
+            answer = action.content if action.kind == "answer" else ""
+        reason = "" if answer else "no_answer"
+        return EnvStep(done=True, reason=reason, answer=answer or None, signals=self._signals)
+
+    async def close(self) -> None:
+        """Nothing is held."""
