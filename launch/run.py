@@ -98,7 +98,7 @@ def _parts(resolved: Resolved, *, checkpoint: Path | None = None, log: bool = Tr
         num_steps=recipe.train.steps,
         decode=_decoder(model_dir),
     )
-    with recorder, _workers(recipe, model_dir, init_dir, source, [*train_tasks, *held_out]) as (rollouts, learner, sync):
+    with recorder, _workers(recipe, model_dir, init_dir, source, train_tasks) as (rollouts, learner, sync):
         recorder.header(
             name=recipe.name, seed=recipe.seed, recipe=yaml.safe_dump(resolved.values, sort_keys=False, width=120)
         )

@@ -66,11 +66,8 @@ class RolloutWorker:
     def __init__(self, recipe: Recipe, model_dir: Path, retriever: Any) -> None:
         shared = RayRetriever(retriever) if retriever is not None else None
         source = build_source(recipe)
-        tasks: list[Task] = []
-        if getattr(recipe.engine.load(), "needs_tasks", False):
-            tasks = [*tasks_of(recipe, source, "train")]
-            if recipe.eval.tasks:
-                tasks += tasks_of(recipe, source, recipe.eval.split, recipe.eval.tasks)
+        needs_tasks = getattr(recipe.engine.load(), "needs_tasks", False)
+        tasks = tasks_of(recipe, source, "train") if needs_tasks else []
         self.rollouts = build_rollouts(recipe, model_dir=model_dir, retriever=shared, tasks=tasks)
 
     async def tree(self, draw: Task | Draw, settings: RolloutSettings) -> ScoredTree:
