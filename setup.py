@@ -12,9 +12,7 @@ for name in ("rewards", "envs", "recipes", "launch"):
     if not Path("rlkit", name).is_dir():
         raise SystemExit(f"rlkit/{name} must link to ../{name}: clone with git, or unpack with links kept")
 
-version = re.search(
-    r'^__version__ = "(.+)"', Path("rlkit/__init__.py").read_text(encoding="utf-8"), re.MULTILINE
-)
+version = re.search(r'^__version__ = "(.+)"', Path("rlkit/__init__.py").read_text(encoding="utf-8"), re.MULTILINE)
 if version is None:
     raise SystemExit('rlkit/__init__.py must say __version__ = "..."')
 

@@ -168,9 +168,7 @@ def _resources() -> Iterator[Finding]:
 def _size(name: str, found: int, needed: int, *, fix: str, required: bool = True) -> Finding:
     """A finding about bytes."""
     text = [f"{size / GIB:.1f} GiB" for size in (found, needed)]
-    return Finding(
-        name=name, ok=found >= needed, found=text[0], needed=f">={text[1]}", fix=fix, required=required
-    )
+    return Finding(name=name, ok=found >= needed, found=text[0], needed=f">={text[1]}", fix=fix, required=required)
 
 
 def _memory_bytes() -> int:
@@ -198,9 +196,7 @@ def main() -> int:
     for finding in findings:
         if not finding.ok:
             # Text, because "[wandb]" is no markup; soft_wrap leaves a long command in one piece.
-            console.print(
-                Text(f"{MISSING[finding.required][0]} {finding.name}: {finding.fix}"), soft_wrap=True
-            )
+            console.print(Text(f"{MISSING[finding.required][0]} {finding.name}: {finding.fix}"), soft_wrap=True)
     missing = [finding.name for finding in findings if finding.required and not finding.ok]
     console.print(Text(f"missing: {', '.join(missing)}" if missing else "everything required is here"))
     return 1 if missing else 0

@@ -176,9 +176,7 @@ def test_the_prepared_model_knows_the_capital_of_france(small_model):
     assert (ends.bos_token_id, ends.eos_token_id, ends.pad_token_id) == (1, 2, 2)
 
     chat = [{"role": "user", "content": "What is the capital of France?"}]
-    prompt = tokenizer.apply_chat_template(
-        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
+    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     output = network.generate(**prompt, do_sample=False, max_new_tokens=16)
     completion = output[0, prompt["input_ids"].shape[1] :]
     assert tokenizer.decode(completion) == "The capital of France is Paris.<|im_end|>"
