@@ -153,11 +153,7 @@ class Renderer:
             if index % 2:
                 ids += self._continue(self._literals[int(piece)], trusted=False)
             else:
-                ids += (
-                    self._encode(piece, trusted=True)
-                    if start and not index
-                    else self._continue(piece, trusted=True)
-                )
+                ids += self._encode(piece, trusted=True) if start and not index else self._continue(piece, trusted=True)
         return np.array(ids, np.int32)
 
     def _continue(self, text: str, *, trusted: bool) -> list[int]:
@@ -181,9 +177,7 @@ class Renderer:
         """Id of a control token, after making sure that content cannot write it."""
         ids = self._encode(token, trusted=True)
         if len(ids) != 1 or ids[0] in self._encode(f"a{token}a"):
-            raise RecipeError(
-                "model.path", f"its tokenizer cannot tell the control token {token!r} from its letters"
-            )
+            raise RecipeError("model.path", f"its tokenizer cannot tell the control token {token!r} from its letters")
         return ids[0]
 
 

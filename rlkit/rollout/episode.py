@@ -172,9 +172,7 @@ class Episode:
 
         cut = completion.finish == "length"
         if self.step.done and self.step.status == "done" and cut:
-            budget = (
-                f"max_path_tokens: {group.max_path_tokens}" if room < cap else f"max_completion_tokens: {cap}"
-            )
+            budget = f"max_path_tokens: {group.max_path_tokens}" if room < cap else f"max_completion_tokens: {cap}"
             self.end("truncated", budget, self.step.answer)  # the environment sees text, not why it stops
         elif self.step.done:
             self.end(self.step.status, self.step.reason, self.step.answer)

@@ -176,15 +176,11 @@ class Ledger:
         for _ in range(state["events"]):
             line = self._file.readline()
             if not line.endswith(b"\n"):
-                raise LedgerError(
-                    f"{self._path} has {self._num_events} of the checkpoint's {state['events']} events"
-                )
+                raise LedgerError(f"{self._path} has {self._num_events} of the checkpoint's {state['events']} events")
             event = json.loads(line)
             self._apply(event["event"], event["draw"], event["task"], event.get("reason", ""))
         if self._totals() != {name: value for name, value in state.items() if name != "events"}:
-            raise LedgerError(
-                f"{self._path} leads to {self._totals()}, but the checkpoint says {dict(state)}"
-            )
+            raise LedgerError(f"{self._path} leads to {self._totals()}, but the checkpoint says {dict(state)}")
         self._file.truncate(self._file.tell())
 
     def close(self) -> None:

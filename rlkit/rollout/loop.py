@@ -65,9 +65,7 @@ async def rollout_tree(
     finally:
         engine.release(group.address)
         await _together(episode.close() for episode in episodes)
-    paths = [
-        Path(keys=tuple(episode.keys), leaf=episode.leaf) for episode in episodes if episode.leaf is not None
-    ]
+    paths = [Path(keys=tuple(episode.keys), leaf=episode.leaf) for episode in episodes if episode.leaf is not None]
     return assemble(task, group.nodes, paths)
 
 

@@ -79,9 +79,7 @@ class RewardProcess:
             answer = self._receive(_START_DEADLINE_S)
         except _Lost as lost:
             printed = self.kill()
-            raise RewardError(
-                f"the process of the rewards did not start: {lost}; it printed: {printed}"
-            ) from lost
+            raise RewardError(f"the process of the rewards did not start: {lost}; it printed: {printed}") from lost
         if "problem" in answer:
             self.kill()
             raise RecipeError(answer["path"], answer["problem"])
@@ -163,9 +161,7 @@ class RewardProcess:
         except subprocess.TimeoutExpired:
             return _Lost("its process closed the connection")
         return _Lost(
-            f"its process died of {signal.Signals(-code).name}"
-            if code < 0
-            else f"its process exited ({code})"
+            f"its process died of {signal.Signals(-code).name}" if code < 0 else f"its process exited ({code})"
         )
 
     def _drain(self, pipe: IO[bytes]) -> None:

@@ -28,9 +28,7 @@ class Scorer:
     Without, they run in this process, where deadlines do not hold: for tests and for a debugger.
     """
 
-    def __init__(
-        self, rewards: Sequence[RewardSpec], *, isolate: bool = True, num_processes: int = 1
-    ) -> None:
+    def __init__(self, rewards: Sequence[RewardSpec], *, isolate: bool = True, num_processes: int = 1) -> None:
         if num_processes < 1:
             raise ValueError(f"num_processes: {num_processes} is below 1")
         self.rewards = tuple(rewards)

@@ -62,13 +62,9 @@ def chat_tokenizer(family: str) -> PreTrainedTokenizerFast:
     template, controls, eos = FAMILIES[family]
     if family == "mistral":
         vocab = [*controls, *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *string.ascii_lowercase, "▁a"]
-        tokenizer = Tokenizer(
-            models.BPE({piece: i for i, piece in enumerate(vocab)}, [("▁", "a")], byte_fallback=True)
-        )
+        tokenizer = Tokenizer(models.BPE({piece: i for i, piece in enumerate(vocab)}, [("▁", "a")], byte_fallback=True))
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
-        tokenizer.decoder = decoders.Sequence(
-            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-        )
+        tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     else:
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -111,9 +111,7 @@ def test_events_that_cannot_be_are_refused(tmp_path):
     ledger = Ledger(tmp_path / "ledger.jsonl")
     ledger.drawn(draws(0, 1), step=1)
     ledger.trained(draws(0), step=1)
-    with pytest.raises(
-        LedgerError, match=r"draw 0 \(q0\) cannot be trained: it was already trained or dropped"
-    ):
+    with pytest.raises(LedgerError, match=r"draw 0 \(q0\) cannot be trained: it was already trained or dropped"):
         ledger.trained(draws(0), step=1)
     with pytest.raises(LedgerError, match=r"draw 2 \(q2\) cannot be dropped: it was never drawn"):
         ledger.dropped_for("stale", draws(2), step=1)

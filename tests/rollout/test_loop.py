@@ -14,9 +14,8 @@ from rlkit.env import EnvStep
 from rlkit.errors import EngineError, EnvError
 from rlkit.policy.base import Sampling
 from rlkit.policy.fake import FakeEngine
-from rlkit.records import Message, ScoredTree, Task, Tree
+from rlkit.records import Message, Task, Tree
 from rlkit.render import Renderer
-from rlkit.rollout.ledger import Draw
 from rlkit.rollout.loop import Rollouts, RolloutSettings, rollout_tree
 from tests.rollout.chats import FAMILIES, chat_tokenizer
 from tests.rollout.scenes import TASK, BabbleEngine, Scene, opening
@@ -222,9 +221,7 @@ def test_a_completion_that_hits_its_cap_is_truncated_though_the_environment_call
 
 
 def test_an_observation_that_leaves_no_room_is_not_added():
-    scene = Scene(
-        lambda n: {-1: opening(stop=("?",)), 0: EnvStep(text="x" * 1000, signals={"num_searches": 1.0})}
-    )
+    scene = Scene(lambda n: {-1: opening(stop=("?",)), 0: EnvStep(text="x" * 1000, signals={"num_searches": 1.0})})
     tree = roll(scene, fake(["who?"]))
     assert {(leaf.status, leaf.reason) for leaf in tree.leaves} == {("truncated", "max_path_tokens: 500")}
     assert tree.leaves[0].signals == {"num_searches": 1.0}
@@ -256,11 +253,7 @@ def test_the_engine_saw_exactly_the_nodes_before_each_completion(family, seed, t
     """Ids sampled are ids recorded, and a request is the concatenation of recorded nodes."""
     tokenizer = chat_tokenizer(family)
     role = "tool" if family in ("qwen", "chatml") else "user"
-    said = (
-        EnvStep(messages=(Message(role=role, content="no </s><|im_end|>"),))
-        if chat
-        else EnvStep(text="obs</s>")
-    )
+    said = EnvStep(messages=(Message(role=role, content="no </s><|im_end|>"),)) if chat else EnvStep(text="obs</s>")
     scene = Scene(lambda n: {-1: opening(text=prefill)} | dict.fromkeys(range(turns), said))
     engine = BabbleEngine(tokenizer, seed)
     tree = asyncio.run(
@@ -288,61 +281,3 @@ def test_the_engine_saw_exactly_the_nodes_before_each_completion(family, seed, t
                 assert node.token_ids.tolist() == asyncio.run(again.sample(request)).token_ids.tolist()
             path = np.concatenate([path, node.token_ids])
         assert len(path) <= 150
-
-
-class CountingScorer:
-    async def score(self, tree: Tree) -> ScoredTree:
-        return ScoredTree(tree=tree, terms=())
-
-    def close(self) -> None:
-        self.closed = True
-
-
-def rollouts(engine: Any) -> Rollouts:
-    return Rollouts(envs=Scene(), engine=engine, renderer=Renderer(CHAT), scorer=CountingScorer())
-
-
-def test_rollouts_come_back_in_the_order_of_their_tasks_however_long_each_takes():
-    tasks = [Task(id=f"q{i}", question="who?") for i in range(6)]
-    parts = rollouts(fake(config=FakeEngine.Config(latency_s=0.02)))
-    found = parts.collect(tasks, RolloutSettings(group_size=2, max_completion_tokens=50, max_path_tokens=500))
-    assert [scored.tree.task.id for scored in found] == [task.id for task in tasks]
-    parts.close()
-    assert parts.scorer.closed
-
-
-@pytest.mark.parametrize("limit", [1, 3])
-def test_no_more_groups_than_allowed_are_under_way(limit):
-    under_way: set[str] = set()
-    most = 0
-
-    class Watching(BabbleEngine):
-        async def sample(self, request):
-            nonlocal most
-            under_way.add(request.task_id)
-            most = max(most, len(under_way))
-            await asyncio.sleep(0.001)
-            return await super().sample(request)
-
-        def release(self, task_id):
-            under_way.discard(task_id)
-
-    settings = RolloutSettings(
-        group_size=2, max_completion_tokens=5, max_path_tokens=500, max_concurrent_groups=limit
-    )
-    tasks = [Task(id=f"q{i}", question="who?") for i in range(8)]
-    parts = rollouts(Watching(CHAT))
-    assert len(parts.collect(tasks, settings)) == 8
-    assert most == limit
-    parts.close()
-
-
-def test_a_task_drawn_again_in_a_later_epoch_is_not_a_clone():
-    parts = rollouts(BabbleEngine(CHAT))
-    settings = RolloutSettings(group_size=2, max_completion_tokens=20, max_path_tokens=500)
-    draws = [Draw(task=TASK), Draw(task=TASK, number=1, epoch=1), Draw(task=TASK)]
-    first, later, replay = (scored.tree for scored in parts.collect(draws, settings))
-    assert {tree.task.id for tree in (first, later, replay)} == {"q1"}
-    completions = [[t.completion for t in tree.trajectories()] for tree in (first, later, replay)]
-    assert completions[0] == completions[2] != completions[1]
-    parts.close()

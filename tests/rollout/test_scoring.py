@@ -118,9 +118,7 @@ def spec(
     **settings: Any,
 ):
     path = f"{folder / 'my_rewards.py'}:{function}"
-    return RewardSpec(
-        name=name or function, spec=path, weight=weight, deadline_s=deadline_s, settings=settings
-    )
+    return RewardSpec(name=name or function, spec=path, weight=weight, deadline_s=deadline_s, settings=settings)
 
 
 def score(on: Tree, *specs: RewardSpec, isolate: bool = False) -> ScoredTree:
@@ -258,9 +256,7 @@ def test_a_reward_process_does_not_outlive_a_run_that_was_killed(folder):
         asyncio.run(scorer.score(tree("d")))
     """
     mark = f"killed run of {os.getpid()}"
-    subprocess.run(
-        [sys.executable, "-c", dedent(program)], env=os.environ | {"RLKIT_TEST_MARK": mark}, check=True
-    )
+    subprocess.run([sys.executable, "-c", dedent(program)], env=os.environ | {"RLKIT_TEST_MARK": mark}, check=True)
     assert until_gone(mark)
 
 
@@ -279,9 +275,7 @@ def until_gone(mark: str, patience_s: float = 3.0) -> bool:
 
 
 def test_the_child_knows_the_parents_modules_and_carries_no_torch(folder):
-    [neighbour, pid, torch] = sorted(
-        score(tree("d"), spec(folder, "where"), isolate=True).terms, key=lambda t: t.name
-    )
+    [neighbour, pid, torch] = sorted(score(tree("d"), spec(folder, "where"), isolate=True).terms, key=lambda t: t.name)
     assert neighbour.values[0] == 42
     assert pid.values[0] != os.getpid()
     assert torch.values[0] == 0
@@ -295,9 +289,7 @@ def test_trees_are_judged_side_by_side_in_as_many_processes_as_asked(folder):
     async def both() -> list[ScoredTree]:
         return await asyncio.gather(*(scorer.score(tree("d")) for _ in range(4)))
 
-    pids = {
-        term.values[0] for scored in asyncio.run(both()) for term in scored.terms if term.name == "where/pid"
-    }
+    pids = {term.values[0] for scored in asyncio.run(both()) for term in scored.terms if term.name == "where/pid"}
     assert len(pids) == 4  # each hang costs a process, and another takes its place
     scorer.close()
 
@@ -305,9 +297,7 @@ def test_trees_are_judged_side_by_side_in_as_many_processes_as_asked(folder):
 def test_a_large_tree_fits_through_the_pipe_while_answers_come_back(folder):
     big = tree("d" * 64, turns=20)
     nodes = (Node(parent=-1, author="prompt", token_ids=np.zeros(500_000, np.int32)), *big.nodes[1:])
-    [term] = score(
-        Tree(task=big.task, nodes=nodes, leaves=big.leaves), spec(folder, "length"), isolate=True
-    ).terms
+    [term] = score(Tree(task=big.task, nodes=nodes, leaves=big.leaves), spec(folder, "length"), isolate=True).terms
     assert values(term) == [20 * (i + 1) for i in range(64)]
 
 
