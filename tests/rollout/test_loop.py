@@ -16,7 +16,7 @@ from rlkit.policy.base import Sampling
 from rlkit.policy.fake import FakeEngine
 from rlkit.records import Message, Task, Tree
 from rlkit.render import Renderer
-from rlkit.rollout.loop import Rollouts, RolloutSettings, rollout_tree
+from rlkit.rollout.loop import rollout_tree
 from tests.rollout.chats import FAMILIES, chat_tokenizer
 from tests.rollout.scenes import TASK, BabbleEngine, Scene, opening
 

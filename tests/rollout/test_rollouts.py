@@ -11,7 +11,7 @@ from rlkit.policy.fake import FakeEngine
 from rlkit.records import ScoredTree, Task, Tree
 from rlkit.render import Renderer
 from rlkit.rollout.ledger import Draw
-from rlkit.rollout.loop import RolloutSettings, Rollouts
+from rlkit.rollout.loop import Rollouts, RolloutSettings
 from tests.rollout.chats import chat_tokenizer
 from tests.rollout.scenes import TASK, BabbleEngine, Scene
 
