@@ -96,10 +96,8 @@ class LiveView:
             self._history.setdefault(f"{phase}:{name}", deque(maxlen=_WIDTH)).append(value)
         if self._console.is_terminal:
             self._redraw()
-        else:
-            self._console.print(
-                self._line(step, phase, metrics), markup=False, highlight=False, soft_wrap=True
-            )
+        elif not all(name.startswith("timing/") for name in metrics):  # seconds alone are not worth a line
+            self._console.print(self._line(step, phase, metrics), markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         """Leave the last table on the screen."""

@@ -114,7 +114,7 @@ importance | ratio | mean | truncated proximal/behavior weight | unique policy t
 update/skipped | updates | sum | updates given up because loss or gradient was not finite | the step | 0 | Weights were left as they were.
 kl/behavior | nats | mean | k3: r − 1 − log r with r = π/μ | unique policy tokens | below 0.01; growth: engine and learner disagree or data are stale | Non-negative estimate of KL(μ‖π), μ being what sampled.
 kl/behavior_k1 | nats | mean | k1: log μ(t) − log π(t) | unique policy tokens | near 0 | Unbiased estimate of the same; may be negative.
-kl/reference | nats | mean | q − 1 − log q with q = π_ref/π | unique policy tokens | slow growth | Distance from the frozen reference model.
+kl/reference | nats | mean | the recipe's estimator; k3: q − 1 − log q with q = π_ref/π | unique policy tokens | slow growth | Distance from the frozen reference model.
 ratio/deviation | ratio | mean | absolute value of ratio − 1 | ratios | below 0.05 | How far the policy has moved from what the ratio is taken against.
 ratio/mean | ratio | mean | π(t)/μ(t) | unique policy tokens | within 0.01 of 1 | Mean probability ratio of learner and sampler.
 ratio/max | ratio | max | π(t)/μ(t) | unique policy tokens | below 10 | Largest ratio of the step.
@@ -338,9 +338,7 @@ def documentation() -> str:
                 "|" + " --- |" * 6,
             ]
         formula = entry.formula if entry.reduce != "max" else f"max of {entry.formula}"
-        lines.append(
-            f"| `{name}` | {entry.unit} | {entry.meaning} | {formula} | {entry.over} | {entry.healthy} |"
-        )
+        lines.append(f"| `{name}` | {entry.unit} | {entry.meaning} | {formula} | {entry.over} | {entry.healthy} |")
     return "\n".join(lines) + "\n"
 
 

@@ -116,9 +116,7 @@ def _commit() -> str:
 
     try:
         git("ls-files", "--error-unmatch", Path(__file__).name)  # not a copy inside someone else's repository
-        return git("rev-parse", "HEAD") + (
-            "+" if git("status", "--porcelain", "--untracked-files=no") else ""
-        )
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return ""
 
@@ -166,9 +164,7 @@ class Recorder:
         system = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs"
         machine = f"{system}, Python {platform.python_version()}"
         about = {"name": name, "seed": seed, "commit": _commit(), "machine": machine} | facts
-        safe = {
-            key: blank_secrets(value) if isinstance(value, str) else value for key, value in about.items()
-        }
+        safe = {key: blank_secrets(value) if isinstance(value, str) else value for key, value in about.items()}
         times = {"started": known.get("started", time.time()), "resumed": known.get("resumed", [])}
         if known:
             times["resumed"] = [*times["resumed"], time.time()]
@@ -198,9 +194,7 @@ class Recorder:
         # JSON has no NaN: null keeps the line readable to every tool.
         safe = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         row = {"step": step, "phase": phase, "time": round(time.time(), 3), "metrics": safe}
-        os.write(
-            self._file, (json.dumps(row, allow_nan=False) + "\n").encode()
-        )  # one write: a line is never mixed
+        os.write(self._file, (json.dumps(row, allow_nan=False) + "\n").encode())  # one write: a line is never mixed
         os.fsync(self._file)
         for sink in self._sinks:
             sink.log(step, phase, numbers)
@@ -274,6 +268,8 @@ class _Wandb:
             id=id_file.read_text().strip(),
             mode=mode,
             resume="allow" if mode == "online" else None,
+            # What wandb gathers by itself includes the command line, where a secret may stand.
+            settings={"x_disable_meta": True, "disable_git": True, "disable_code": True, "console": "off"},
         )
         # wandb refuses steps that go back, as they do after a resume; its own step axis may.
         self._run.define_metric("*", step_metric="step")

@@ -94,9 +94,7 @@ def test_an_undocumented_name_warns_once_and_is_still_logged(tmp_path):
 def test_the_header_keeps_the_first_start_and_blanks_secrets(tmp_path):
     for _ in range(2):
         with Recorder(tmp_path, live=False) as recorder:
-            recorder.header(
-                name="demo", seed=7, recipe="judge: {api_key: sk-1, model: m}\n", note="http://u:p@h/x"
-            )
+            recorder.header(name="demo", seed=7, recipe="judge: {api_key: sk-1, model: m}\n", note="http://u:p@h/x")
     about = json.loads((tmp_path / "run.json").read_text())
     assert (about["name"], about["seed"], about["note"]) == ("demo", 7, "http://***@h/x")
     assert about["started"] <= about["resumed"][0]
@@ -167,14 +165,12 @@ def test_without_a_terminal_every_step_is_one_plain_line():
         "timing/learn_s": 5,
     }
     view.log(2, "train", metrics)
-    view.log(
-        2, "eval", {"reward/em/mean": 0.4, "reward/em/low": 0.3, "reward/em/high": 0.5, "reward/mean": 0.4}
-    )
+    view.log(2, "train", {"timing/checkpoint_s": 0.5})  # no line of its own
+    view.log(2, "eval", {"reward/em/mean": 0.4, "reward/em/low": 0.3, "reward/em/high": 0.5, "reward/mean": 0.4})
     view.close()
     assert out.getvalue().splitlines() == [
         "step 1/10  reward 0.25",
-        "step 2/10  reward 0.5  tokens 212  10.2k unique for 51.2k flat (5.0x)  rollout 3.1s learn 5.0s  "
-        "eta 4m 00s",
+        "step 2/10  reward 0.5  tokens 212  10.2k unique for 51.2k flat (5.0x)  rollout 3.1s learn 5.0s  eta 4m 00s",
         "eval 2/10  em 0.4 [0.3, 0.5]",
     ]
 

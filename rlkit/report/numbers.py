@@ -224,9 +224,7 @@ def failures(curves: RunCurves, reasons: Mapping[str, Counter[str]]) -> list[dic
             worst = max(points, key=points.__getitem__)
             why = [f"{text} ({count})" for text, count in reasons.get(what, Counter()).most_common(3)]
             share = sum(points.values()) / len(points)
-            rows.append(
-                {"what": what, "share": share, "worst": (worst, points[worst]), "why": "; ".join(why)}
-            )
+            rows.append({"what": what, "share": share, "worst": (worst, points[worst]), "why": "; ".join(why)})
     rows.sort(key=lambda row: float(row["share"]), reverse=True)
     for phase, named in curves.items():
         for name, curve in named.items():

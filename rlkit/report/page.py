@@ -99,9 +99,7 @@ def _about(run_dir: Path, notes: list[str]) -> dict[str, Any]:
     return {
         "name": name,
         "facts": [(key, str(value)) for key, value in facts.items() if str(value)],
-        "recipe": blank_secrets(recipe.read_text(encoding="utf-8", errors="replace"))
-        if recipe.exists()
-        else None,
+        "recipe": blank_secrets(recipe.read_text(encoding="utf-8", errors="replace")) if recipe.exists() else None,
     }
 
 

@@ -86,9 +86,7 @@ def _tree(stored: StoredTree) -> dict[str, Any]:
         "unique": tree.num_tokens,
         "flat": tree.num_flat_tokens,
         "leaves": [_leaf(stored, index) for index in range(len(tree.leaves))],
-        "nodes": [
-            _node(stored, index, None if texts is None else texts[index]) for index in range(len(tree.nodes))
-        ],
+        "nodes": [_node(stored, index, None if texts is None else texts[index]) for index in range(len(tree.nodes))],
     }
 
 

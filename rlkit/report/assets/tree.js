@@ -26,6 +26,8 @@ function creditScale(tree) {
   return most;
 }
 
+const meanCredit = (node) => (node.plus ? node.plus.reduce((total, plus, index) => total + plus + node.minus[index], 0) / node.plus.length : 0);
+
 /** Background of a token of this credit: blue above 0, orange below; CSS holds both colours for light and dark. */
 function tint(credit, most) {
   if (!most || !credit) return "var(--policy)";
@@ -60,12 +62,11 @@ function treeMap(nodes, most, jump) {
     for (const node of nodes) {
       const { first, last, slots } = rows.get(node.index);
       const [left, right] = [x(node.start), x(node.start + node.size)];
-      const credit = node.plus ? node.plus.reduce((total, plus, index) => total + plus + node.minus[index], 0) / node.plus.length : 0;
       const rect = svg("rect", {
         class: `block ${node.author}`, x: left + 0.5, y: first * ROW + 1.5, rx: 2,
         width: Math.max(right - left - 1.5, 1.5), height: (last - first) * ROW - 2, onclick: () => jump(node.index),
       }, svg("title", {}, `${node.author}, ${plural(node.size, "token")}, on the path of ${plural(node.below, "leaf").replace("leafs", "leaves")}`));
-      if (node.author === "policy") rect.style.fill = tint(credit, most);
+      if (node.author === "policy") rect.style.fill = tint(meanCredit(node), most);
       root.append(rect);
       if (broken && node.index === 0) {
         const middle = (left + right) / 2;
@@ -74,7 +75,7 @@ function treeMap(nodes, most, jump) {
       for (const { leaf, row } of slots) {
         const text = isNumber(leaf.total) ? show(leaf.total) : leaf.status === "failed" ? "failed" : "no reward";
         root.append(svg("line", { class: "lead-line", x1: right + 1, x2: wide + 4, y1: (row + 0.5) * ROW + 0.5, y2: (row + 0.5) * ROW + 0.5 }),
-          svg("text", { class: `tick leaf-label ${leaf.status}`, x: wide + 8, y: (row + 0.5) * ROW + 4 }, `${STATUS[leaf.status]} ${labels > 84 ? `sample ${leaf.sample}  ` : ""}${text}`));
+          svg("text", { class: `tick leaf-label${isNumber(leaf.total) ? "" : " bad"}`, x: wide + 8, y: (row + 0.5) * ROW + 4 }, `${STATUS[leaf.status]} ${labels > 84 ? `sample ${leaf.sample}  ` : ""}${text}`));
       }
     }
     box.replaceChildren(root);
@@ -154,6 +155,7 @@ function nodeBlock(node, total, most, asText) {
   if (node.author !== "prompt") facts.unshift(`turn ${node.turn + 1}`);
   if (node.author === "policy") facts.push(`version ${node.version}`);
   if (node.below > 1) facts.push(`shared by ${node.below} of ${total}`);
+  if (node.plus) facts.push(`mean credit ${signed(meanCredit(node))}`);
   const block = el("section", { class: `node ${node.author}`, id: `node-${node.index}`, tabindex: -1 },
     el("header", {}, el("b", {}, node.author), el("span", {}, facts.join(" · "))), body);
   if (node.author !== "policy" && node.size > CLAMP) {
