@@ -151,7 +151,7 @@ class Multihop:
                         raise DataError(f"{file}:{line}: {', '.join(lacking)} missing or empty")
                     yield row
         except (OSError, EOFError, zlib.error, ValueError, AttributeError) as error:
-            raise DataError(f"{file}:{line + 1}: cannot be read: {error}") from error
+            raise DataError(f"{file}:{max(line, 1)}: cannot be read: {error}") from error
 
     def _missing(self, file: Path) -> str:
         """What is not there, and the nearest thing that is."""

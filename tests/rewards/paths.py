@@ -1,0 +1,35 @@
+"""Trajectories written as text: `m:` what the model wrote, `e:` what the environment said."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rlkit.records import Author, Leaf, Node, SamplingState, Task, Trajectory
+
+TASK = Task(id="t", question="Who sings?", answers=("Eddie Argos", "Argos, Eddie"))
+
+
+def path(*parts: str, answer: str | None = None, task: Task = TASK) -> Trajectory:
+    """One node per part; the answer is what an environment would have parsed."""
+    nodes = [_node("prompt", "Question: Who sings?", -1)]
+    for part in parts:
+        author: Author = "policy" if part.startswith("m:") else "environment"
+        nodes.append(_node(author, part[2:], len(nodes) - 1))
+    leaf = Leaf(node=len(nodes) - 1, sample_index=0, status="done", answer=answer)
+    return Trajectory(task=task, leaf=leaf, nodes=tuple(nodes))
+
+
+def _node(author: Author, text: str, parent: int) -> Node:
+    ids = np.arange(len(text), dtype=np.int32)
+    if author != "policy":
+        return Node(parent=parent, author=author, token_ids=ids, text=text)
+    logprobs = np.zeros(len(ids), np.float32)
+    return Node(
+        parent=parent,
+        author=author,
+        token_ids=ids,
+        text=text,
+        behavior_logprobs=logprobs,
+        policy_version=0,
+        sampling=SamplingState(),
+    )
