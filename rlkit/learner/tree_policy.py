@@ -12,11 +12,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import AttentionInterface
 
 from rlkit.data.packing import Row
 from rlkit.errors import LearnerError
 from rlkit.ops.logprobs import Support, scored_logprobs
-from rlkit.ops.masks import block_mask, dense_mask
+from rlkit.ops.masks import block_mask, tree_attention
 
 __all__ = ["RowInputs", "TreePolicy", "final_logits"]
 
@@ -74,6 +75,33 @@ def final_logits(model: Any, hidden: Tensor) -> Tensor:
     return logits
 
 
+ATTENTION = "rlkit_learner"
+"""Name under which `transformers` finds `attend`."""
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **other: Any,
+) -> tuple[Tensor, None]:
+    """The attention interface of `transformers`; the mask is a row's `end`. query [1, H, T, D] -> [1, T, H, D]."""
+    unknown = [name for name in ("softcap", "s_aux", "position_bias") if other.get(name) is not None]
+    if dropout or unknown:
+        raise LearnerError(
+            f"model.attention: {type(module).__name__} needs {', '.join(unknown) or 'dropout'} in attention, "
+            "which tree attention does not compute"
+        )
+    return tree_attention(query, key, value, attention_mask.flatten(), scaling).transpose(1, 2), None
+
+
+AttentionInterface.register(ATTENTION, attend)
+
+
 class TreePolicy(nn.Module):
     """`forward(row) -> (log-probabilities [S], entropies [S])`; wrap this module, not the model, to shard it."""
 
@@ -86,7 +114,10 @@ class TreePolicy(nn.Module):
         self.window: int | None = getattr(config, "sliding_window", None)
         if getattr(config, "use_sliding_window", True) is False:
             self.window = None
-        model.set_attn_implementation("flex_attention" if attention == "flex" else "sdpa")
+        implementation = "flex_attention" if attention == "flex" else ATTENTION
+        model.set_attn_implementation(implementation)
+        if config._attn_implementation != implementation:
+            raise LearnerError(f"model.path: the attention of {type(model).__name__} cannot be replaced")
 
     def forward(self, row: RowInputs, with_entropy: bool = False) -> tuple[Tensor, Tensor]:
         """Score the row's targets. Raises `LearnerError` where a path is longer than the model's sliding window."""
@@ -96,7 +127,8 @@ class TreePolicy(nn.Module):
                 f"model.max_context: a path of {longest} tokens exceeds the model's sliding window of {self.window}; "
                 "tree attention covers full attention only, lower model.max_context to the window"
             )
-        mask = block_mask(row.end) if self.attention == "flex" else dense_mask(row.end)
+        # Of four dimensions, as only those pass through to the attention unchanged.
+        mask = block_mask(row.end) if self.attention == "flex" else row.end[None, None, None]
         hidden = self.model.base_model(
             input_ids=row.token_ids[None],
             attention_mask=mask,
