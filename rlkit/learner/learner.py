@@ -6,6 +6,7 @@ Nothing here knows about trees, rewards or Ray.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rlkit.algorithms.base import Algorithm, AlgorithmConfig
@@ -25,12 +26,14 @@ from rlkit.learner.gradient import add_gradients, score_rows
 from rlkit.learner.optim import learning_rate
 from rlkit.learner.sharding import Sharding, all_sum
 from rlkit.learner.tree_policy import TreePolicy
+from rlkit.metrics import merge
 from rlkit.recipe import Optim
 
 __all__ = ["Learner", "UpdateReport", "rows_of_rank"]
 
 Floats = NDArray[np.float64]
 MAX_SKIPPED = 3
+MOMENTS_FILE = "optimizer.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +48,8 @@ class UpdateReport:
     """Why it was not applied."""
 
 
-def rows_of_rank(rows: Sequence[Row], rank: int, size: int) -> list[Row]:
-    """This rank's rows: longest first to the least loaded rank, then padded to equal counts with rows of no credit.
+def rows_of_rank(rows: Sequence[Row], rank: int, size: int) -> tuple[list[Row], list[Row]]:
+    """This rank's rows, longest first to the least loaded rank, and rows of no credit that pad them to equal counts.
 
     Sharded engines need the same number of forward passes on every rank.
     """
@@ -55,10 +58,10 @@ def rows_of_rank(rows: Sequence[Row], rank: int, size: int) -> list[Row]:
         target = loads.index(min(loads))
         shares[target].append(row)
         loads[target] += len(row.token_ids)
-    most = max(map(len, shares))
-    filler = min(rows, key=lambda r: len(r.token_ids)) if rows else None
-    mine = shares[rank]
-    return mine + [empty_row(filler) for _ in range(most - len(mine)) if filler is not None]
+    own, most = shares[rank], max(map(len, shares))
+    if len(own) == most:
+        return own, []
+    return own, [empty_row(min(rows, key=lambda r: len(r.token_ids)))] * (most - len(own))
 
 
 class Learner:
@@ -90,8 +93,8 @@ class Learner:
         model = self.sharding.module if which == "policy" else self.reference
         assert model is not None
         rank, size = self.sharding.rank, self.sharding.size
-        mine = Batch(rows=tuple(rows_of_rank(batch.rows, rank, size)))
-        scores = score_rows(model, mine, sizes)
+        own, padding = rows_of_rank(batch.rows, rank, size)
+        scores = score_rows(model, Batch(rows=(*own, *padding)), sizes)
         if size == 1:
             return scores
         # Every token is scored by at least one rank; the maximum of equal values is that value.
@@ -99,7 +102,7 @@ class Learner:
         for values in scores:
             table = torch.from_numpy(np.nan_to_num(values, nan=-np.inf))
             dist.all_reduce(table, op=dist.ReduceOp.MAX)
-            out.append(np.where(np.isinf(table.numpy()), np.nan, table.numpy()))
+            out.append(np.where(np.isneginf(table.numpy()), np.nan, table.numpy()))
         return out
 
     def update(self, minibatches: Sequence[Batch], *, with_entropy: bool = True) -> UpdateReport:
@@ -112,80 +115,80 @@ class Learner:
         for batch in minibatches:
             if not batch.rows:
                 continue
-            rows = rows_of_rank(batch.rows, self.sharding.rank, self.sharding.size)
-            metrics = add_gradients(
+            metrics = self._add_gradients(batch, scale=len(minibatches), with_entropy=with_entropy)
+            rate = learning_rate(self.updates, self.optim, self.total_updates)
+            loss, norm = metrics["loss"][0], math.nan
+            if math.isfinite(loss):
+                norm = self.sharding.step(rate, self.optim.max_grad_norm)
+            else:
+                self.sharding.discard()
+            if math.isfinite(norm):
+                self.skipped = 0
+                parts.append({**metrics, "grad_norm": (norm, 1.0), "lr": (rate, 1.0)})
+            else:
+                reasons.append(f"gradient norm is {norm}" if math.isfinite(loss) else f"loss is {loss}")
+                self.skipped += 1
+                if self.skipped >= MAX_SKIPPED:
+                    raise LearnerError(
+                        f"optim.lr: {reasons[-1]} in {self.skipped} updates in a row; the weights are those after "
+                        f"update {self.updates - self.skipped + 1}. Lower optim.lr ({self.optim.lr}) or raise "
+                        f"algorithm.eps ({self.config.eps})"
+                    )
+            self.updates += 1
+        self.version += 1
+        skipped = {"update/skipped": (float(len(reasons)), 1.0)}
+        return UpdateReport(metrics=merge([*parts, skipped]), applied=not reasons, reason="; ".join(reasons))
+
+    def _add_gradients(self, batch: Batch, *, scale: float, with_entropy: bool) -> dict[str, tuple[float, float]]:
+        """Forward and backward of this rank's rows; metrics of all ranks' rows, in which padding does not count."""
+        found = [
+            add_gradients(
                 self.sharding.module,
                 rows,
                 self.algorithm,
                 self.config,
-                scale=len(minibatches),
+                scale=scale,
                 backward=self.sharding.backward,
                 with_entropy=with_entropy,
             )
-            metrics = all_sum({**metrics, "loss": (metrics["loss"][0], 0.0)}, self.sharding.size)
-            metrics["loss"] = (metrics["loss"][0], 1.0)
-            norm = self.sharding.finish(self.optim.max_grad_norm)
-            rate = learning_rate(self.updates, self.optim, self.total_updates)
-            reason = _not_finite(metrics["loss"][0], norm)
-            if reason:
-                self.sharding.discard()
-                reasons.append(reason)
-                self.skipped += 1
-                if self.skipped >= MAX_SKIPPED:
-                    raise LearnerError(
-                        f"optim.lr: {reason} in {self.skipped} updates in a row; the weights are those of update "
-                        f"{self.updates - self.skipped + 1}. Lower optim.lr ({self.optim.lr}) or raise algorithm.eps"
-                    )
-            else:
-                self.sharding.step(rate)
-                self.skipped = 0
-                parts.append({**metrics, "grad_norm": (norm, 1.0), "lr": (rate, 1.0)})
-            self.updates += 1
-        self.version += 1
-        merged: dict[str, tuple[float, float]] = {}
-        for part in parts:
-            for name, (total, count) in part.items():
-                before = merged.get(name, (0.0, 0.0))
-                merged[name] = (before[0] + total, before[1] + count)
-        merged["update/skipped"] = (float(len(reasons)), 1.0)
-        return UpdateReport(metrics=merged, applied=not reasons, reason="; ".join(reasons))
+            for rows in rows_of_rank(batch.rows, self.sharding.rank, self.sharding.size)
+        ]
+        own, padding = found
+        metrics = all_sum({name: own.get(name, (0.0, 0.0)) for name in own | padding}, self.sharding.size)
+        return {**metrics, "loss": (metrics["loss"][0], 1.0)}
 
     def weights(self) -> dict[str, Tensor]:
         """Full weights by name; see `Sharding.weights`."""
         return self.sharding.weights()
 
     def save(self, folder: Path) -> None:
-        """Weights in the transformers format (safetensors), and the optimizer's state, into an existing folder."""
-        weights = self.sharding.weights()
+        """Weights in the transformers format and AdamW's moments, as safetensors, into an existing folder."""
+        weights, moments = self.sharding.weights(), self.sharding.moments()
         if self.sharding.rank == 0:
-            model: Any = _unwrapped(self.sharding.module).model
+            model: Any = self.sharding.policy.model
             model.save_pretrained(folder, state_dict={n: w.contiguous() for n, w in weights.items()})
-        self.sharding.save(folder)
+            save_file({n: m.contiguous() for n, m in moments.items()}, folder / MOMENTS_FILE)
 
     def counters(self) -> dict[str, int]:
         """What a checkpoint keeps besides arrays."""
         return {"version": self.version, "updates": self.updates, "skipped": self.skipped}
 
     def load(self, folder: Path, counters: Mapping[str, int]) -> None:
-        """Continue from a checkpoint's folder. Raises `CheckpointError` if its weights do not fit the model."""
-        weights = load_file(folder / "model.safetensors")
-        missing = sorted(set(self.sharding.weights()) - set(weights))
+        """Continue from a checkpoint's folder, whichever `learner.kind` and number of ranks wrote it.
+
+        Raises `CheckpointError` if its weights do not fit the model.
+        """
+        weights: dict[str, Tensor] = {}
+        for path in sorted(folder.glob("model*.safetensors")):  # several above 50 GB
+            weights |= load_file(path)
+        wanted: Any = self.sharding.policy.model
+        missing = sorted({name for name, _ in wanted.named_parameters()} - set(weights))
         if missing:
             raise CheckpointError(f"{folder}: no weights for {', '.join(missing[:3])}; it belongs to another model")
-        self.sharding.load(folder, weights)
+        if not (folder / MOMENTS_FILE).is_file():
+            raise CheckpointError(
+                f"{folder / MOMENTS_FILE}: missing; start anew from these weights, with train.init_from and another out"
+            )
+        self.sharding.load(weights, load_file(folder / MOMENTS_FILE))
         self.version, self.updates = counters["version"], counters["updates"]
         self.skipped = counters["skipped"]
-
-
-def _unwrapped(module: Any) -> Any:
-    """The `TreePolicy` inside whatever a sharding wrapped around it."""
-    while not isinstance(module, TreePolicy):
-        module = module.module
-    return module
-
-
-def _not_finite(loss: float, norm: float) -> str:
-    """Name what is not a number, or the empty string."""
-    if not np.isfinite(loss):
-        return f"loss is {loss}"
-    return "" if np.isfinite(norm) else f"gradient norm is {norm}"

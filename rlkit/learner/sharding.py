@@ -1,30 +1,38 @@
 """How ranks share weights, gradients and optimizer state, behind one small protocol.
 
 The learner adds up losses; a sharding turns the ranks' sums into one gradient and one step. `Replicated` (one process,
-or every rank with a full copy) lives here; the others are in rlkit/learner/sharded.py.
+or every rank with a full copy) lives here; the others are in rlkit/learner/sharded.py. Nothing here knows of files:
+weights and moments leave and arrive whole, by name, so any sharding continues what any other has saved.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rlkit.learner.optim import adamw
+from rlkit.learner.tree_policy import TreePolicy
 from rlkit.recipe import Optim
 
-__all__ = ["Replicated", "Sharding", "all_sum"]
+__all__ = ["MOMENTS", "Replicated", "Sharding", "all_sum", "gathered"]
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's names of the means of gradients and squared gradients."""
 
 
 class Sharding(Protocol):
-    """One rank's view of the shared model."""
+    """One rank's view of the shared model. All methods are collective: every rank calls them in the same order."""
 
     rank: int
     size: int
+    policy: TreePolicy
+    """The module whose weights are trained."""
     module: nn.Module
     """What to call for a forward pass."""
 
@@ -32,12 +40,11 @@ class Sharding(Protocol):
         """Accumulate the gradient of this rank's share of the loss."""
         ...
 
-    def finish(self, max_norm: float) -> float:
-        """Sum gradients over ranks, clip them to `max_norm`, return the global norm before clipping."""
-        ...
+    def step(self, lr: float, max_norm: float) -> float:
+        """Sum gradients over ranks, clip them to `max_norm`, update at this rate, clear them.
 
-    def step(self, lr: float) -> None:
-        """One optimizer update at this rate; gradients are cleared."""
+        Returns the global norm before clipping; where it is not finite, nothing but the gradients changes.
+        """
         ...
 
     def discard(self) -> None:
@@ -45,15 +52,16 @@ class Sharding(Protocol):
         ...
 
     def weights(self) -> dict[str, Tensor]:
-        """Full weights by name on every rank that needs them (rank 0 at least); no copies where there is no need."""
+        """Full weights by the model's names, tied ones once, on rank 0 at least; no copies where there is no need."""
         ...
 
-    def save(self, folder: Path) -> None:
-        """Write this rank's optimizer state into `folder`."""
+    def moments(self) -> dict[str, Tensor]:
+        """AdamW's state on rank 0 at least: `step`, and `exp_avg.<name>` and `exp_avg_sq.<name>` shaped like the
+        weights. Empty before the first update."""
         ...
 
-    def load(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
-        """Take full weights and this rank's optimizer state from `folder`."""
+    def load(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
+        """Take over full weights and moments, given on every rank."""
         ...
 
 
@@ -67,58 +75,90 @@ def all_sum(values: Mapping[str, tuple[float, float]], size: int) -> dict[str, t
     return {name: (float(a), float(b)) for name, (a, b) in zip(names, table.tolist(), strict=True)}
 
 
-class Replicated:
-    """Every rank holds all weights; gradients are summed over ranks in one flat bucket per dtype."""
+def gathered(tensor: Tensor) -> Tensor:
+    """The whole of a tensor of which this rank may hold a part only. Collective."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
-    def __init__(self, module: nn.Module, optim: Optim, *, rank: int = 0, size: int = 1) -> None:
-        self.module, self.rank, self.size = module, rank, size
-        self.parameters = [p for p in module.parameters() if p.requires_grad]
-        self.optimizer = adamw(self.parameters, optim)
+
+def own_part(whole: Tensor, like: Tensor) -> Tensor:
+    """What this rank holds of `whole` if it is spread like `like`."""
+    whole = whole.to(like.device)
+    if not isinstance(like, DTensor):
+        return whole
+    # Every rank has the whole tensor: nothing to send.
+    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
+
+
+class Replicated:
+    """Every rank holds all weights; gradients are summed over ranks in one flat bucket, once per update."""
+
+    def __init__(self, policy: TreePolicy, optim: Optim, *, rank: int = 0, size: int = 1) -> None:
+        self.policy = policy
+        self.module: nn.Module = policy
+        self.rank, self.size = rank, size
+        self.optimizer = adamw(policy.parameters(), optim)
+
+    def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
+        model: Any = self.policy.model
+        return ((name, p) for name, p in model.named_parameters() if p.requires_grad)
 
     def backward(self, loss: Tensor) -> None:
         """Plain autograd."""
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
 
-    def finish(self, max_norm: float) -> float:
-        """Sum over ranks, then clip by the global norm."""
-        for parameter in self.parameters:
-            if parameter.grad is None:
+    def step(self, lr: float, max_norm: float) -> float:
+        """AdamW on the clipped sum."""
+        parameters = [p for _, p in self._named()]
+        for parameter in parameters:
+            if parameter.grad is None:  # an expert that no token was sent to: its moments decay all the same
                 parameter.grad = torch.zeros_like(parameter)
-        if self.size > 1:
-            flat = torch.cat([p.grad.reshape(-1) for p in self.parameters if p.grad is not None])
-            dist.all_reduce(flat)
-            offset = 0
-            for parameter in self.parameters:
-                assert parameter.grad is not None
-                count = parameter.numel()
-                parameter.grad.copy_(flat[offset : offset + count].view_as(parameter))
-                offset += count
-        return float(nn.utils.clip_grad_norm_(self.parameters, max_norm))
-
-    def step(self, lr: float) -> None:
-        """AdamW."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
+        self._sum_over_ranks(parameters)
+        norm = float(gathered(nn.utils.clip_grad_norm_(parameters, max_norm)))
+        if math.isfinite(norm):
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            self.optimizer.step()
         self.discard()
+        return norm
+
+    def _sum_over_ranks(self, parameters: list[nn.Parameter]) -> None:
+        if self.size == 1:
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = torch.cat([g.reshape(-1) for g in gradients])
+        dist.all_reduce(flat)
+        for gradient, summed in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(summed.view_as(gradient))
 
     def discard(self) -> None:
         """Free the gradients."""
         self.optimizer.zero_grad(set_to_none=True)
 
     def weights(self) -> dict[str, Tensor]:
-        """The parameters themselves, by the model's names; tied ones once."""
-        model: Any = self.module.model
-        return {name: p.detach() for name, p in model.named_parameters()}
+        """The parameters themselves."""
+        return {name: p.detach() for name, p in self._named()}
 
-    def save(self, folder: Path) -> None:
-        """Replicas are equal: rank 0 writes for all."""
-        if self.rank == 0:
-            torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
+    def moments(self) -> dict[str, Tensor]:
+        """AdamW's own tensors where they are whole, gathered where they are not."""
+        out: dict[str, Tensor] = {}
+        for name, parameter in self._named():
+            state = self.optimizer.state.get(parameter, {})
+            for key in MOMENTS if state else ():
+                whole = gathered(state[key])
+                if self.rank == 0:
+                    out[f"{key}.{name}"] = whole
+            if state and self.rank == 0:
+                out["step"] = state["step"]  # the same for all: every update moves every parameter
+        return out
 
-    def load(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
-        """Copy weights in place and restore AdamW's moments."""
-        with torch.no_grad():
-            for name, parameter in self.weights().items():
-                parameter.copy_(weights[name])
-        self.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+    @torch.no_grad()
+    def load(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
+        """Copy weights in place; AdamW's state is made anew."""
+        self.optimizer.state.clear()
+        for name, parameter in self._named():
+            parameter.copy_(own_part(weights[name], parameter))
+            if moments:
+                # A fused AdamW counts where its parameters live.
+                state = {"step": moments["step"].clone().to(parameter.device)}
+                state |= {key: own_part(moments[f"{key}.{name}"], parameter).clone() for key in MOMENTS}
+                self.optimizer.state[parameter] = state
