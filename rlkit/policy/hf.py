@@ -15,7 +15,6 @@ a single row, and a later turn feeds only what is new. What makes it repeatable:
 from __future__ import annotations
 
 import asyncio
-import inspect
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,12 +28,13 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from rlkit.errors import EngineError
-from rlkit.policy.attention import IMPLEMENTATION, running, trace_windows
+from rlkit.policy.attention import running
 from rlkit.policy.base import Completion, EngineContext, SampleRequest
 from rlkit.policy.drafts import Draft, Forward, pack, whole_vectors
 from rlkit.policy.invariance import require_invariant_math
 from rlkit.policy.kv import Prefix, Slots, Suffix
 from rlkit.policy.sampling import draw, sampling_state
+from rlkit.policy.takeover import end_ids, take_over
 from rlkit.policy.tokens import StopWatch, Tokenizer, decode
 from rlkit.policy.weights import assign_weights
 from rlkit.randomness import Address, uniform
@@ -102,13 +102,9 @@ class HfEngine:
         self._tokenizer = tokenizer
         self._seed = seed
         self._version = version
-        self._eos_ids = _eos_ids(model, tokenizer) if eos_ids is None else frozenset(eos_ids)
+        self._traits = take_over(model)
+        self._eos_ids = end_ids(model, tokenizer) if eos_ids is None else frozenset(eos_ids)
         self._constraint = constraint
-        text = model.config.get_text_config()
-        self._vocab_size: int = text.vocab_size
-        self._context: int | None = getattr(text, "max_position_embeddings", None)
-        self._window = _take_over(model)
-        self._widths = _widths(model, text.vocab_size) if config.deterministic else ()
 
         self.counts = Counts()
         self._trees: dict[str, dict[bytes, Prefix]] = {}
@@ -165,27 +161,24 @@ class HfEngine:
     # ------------------------------------------------------------------ requests, on the event loop
 
     def _draft(self, request: SampleRequest) -> Draft:
-        num_tokens, num_shared = len(request.token_ids), request.num_shared
+        ids, num_shared, traits = request.token_ids, request.num_shared, self._traits
+        num_tokens, limit = len(ids), request.max_tokens
         where = f"task {request.task_id!r}, sample {request.sample_index}, turn {request.turn}"
         if not 0 <= num_shared <= num_tokens or not num_tokens:
             raise EngineError(f"{where}: {num_shared} of {num_tokens} tokens are shared")
-        if request.max_tokens < 1:
-            raise EngineError(f"{where}: max_tokens {request.max_tokens} is below 1")
-        if request.token_ids.min() < 0 or request.token_ids.max() >= self._vocab_size:
-            raise EngineError(f"{where}: token ids outside of 0..{self._vocab_size - 1}")
-        limit = request.max_tokens
-        if self._context is not None:
-            if num_tokens >= self._context:
-                raise EngineError(
-                    f"{where}: {num_tokens} tokens leave no room in a context of {self._context}"
-                )
-            limit = min(limit, self._context - num_tokens)
-        if self._window is not None and num_tokens + limit > self._window:
+        if limit < 1:
+            raise EngineError(f"{where}: max_tokens {limit} is below 1")
+        if ids.min() < 0 or ids.max() >= traits.vocab_size:
+            raise EngineError(f"{where}: token ids outside of 0..{traits.vocab_size - 1}")
+        if traits.context is not None:
+            if num_tokens >= traits.context:
+                raise EngineError(f"{where}: {num_tokens} tokens leave no room in a context of {traits.context}")
+            limit = min(limit, traits.context - num_tokens)
+        if traits.window is not None and num_tokens + limit > traits.window:
             raise EngineError(
-                f"{where}: {num_tokens} + {limit} tokens exceed the model's window of {self._window}; "
+                f"{where}: {num_tokens} + {limit} tokens exceed the model's window of {traits.window}; "
                 "HfEngine has no sliding windows"
             )
-        ids = request.token_ids
         siblings = self._trees.setdefault(request.task_id, {})
         key = ids[:num_shared].tobytes()
         return Draft(
@@ -217,15 +210,12 @@ class HfEngine:
                         draft.future.set_result(outcome)
                     else:
                         draft.future.set_exception(outcome)
-        except (
-            BaseException
-        ) as error:  # also a cancelled event loop: nobody may wait forever, no slot stay taken
-            abandoned = self._thread.submit(self._abandon).result()
-            for draft in abandoned:
+        except BaseException as error:
+            # Whatever it was, a cancelled event loop included: nobody may wait forever, and no slot stay taken.
+            problem = f"the engine stopped: {type(error).__name__}: {error}"
+            for draft in self._thread.submit(self._abandon).result():
                 if not draft.future.done():
-                    draft.future.set_exception(
-                        EngineError(f"the engine stopped: {type(error).__name__}: {error}")
-                    )
+                    draft.future.set_exception(EngineError(problem))
             if not isinstance(error, Exception):
                 raise
 
@@ -269,11 +259,12 @@ class HfEngine:
             self._retire(draft)
         free = (slot for slot in range(self._config.slots) if slot not in self._active)
         while self._waiting and len(self._active) < self._config.slots:
-            draft = self._waiting.popleft()
+            draft = self._waiting[0]
             if not draft.future.done():
                 draft.slot = next(free)
-                self._active[draft.slot] = draft
+                self._active[draft.slot] = draft  # before it leaves the queue: load_weights looks at both
                 self._reuse(draft)
+            self._waiting.popleft()
 
     def _reuse(self, draft: Draft) -> None:
         """Take the longest stretch of keys that a sample of the tree left behind: its own, or one to fork."""
@@ -290,7 +281,8 @@ class HfEngine:
     def _forward(self, forward: Forward) -> dict[int, NDArray[np.float32]]:
         """Token of the forward -> its logits [V], for the tokens that somebody draws from."""
         num_tokens = len(forward.token_ids)
-        forward.fill(whole_vectors(num_tokens, self._widths, torch.get_num_threads()))
+        if self._config.deterministic:
+            forward.fill(whole_vectors(num_tokens, self._traits.widths, torch.get_num_threads()))
         wanted = [piece.last for piece in forward.pieces if piece.last is not None]
         with running(forward.plan):
             logits = self._model(
@@ -326,7 +318,7 @@ class HfEngine:
         return Completion(
             token_ids=np.array(token_ids, np.int32),
             behavior_logprobs=np.array([drawn.logprob for drawn in draft.draws], np.float32),
-            sampling=sampling_state(draft.request.sampling, draft.draws, self._vocab_size),
+            sampling=sampling_state(draft.request.sampling, draft.draws, self._traits.vocab_size),
             policy_version=self._version,
             text=decode(self._tokenizer, token_ids),
             finish=finish,
@@ -350,34 +342,3 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
-
-
-def _eos_ids(model: PreTrainedModel, tokenizer: Tokenizer) -> frozenset[int]:
-    """End tokens of the generation config and of the tokenizer; models differ in which of them they fill."""
-    found: set[int] = set()
-    for source in (getattr(model, "generation_config", None), tokenizer):
-        ids = getattr(source, "eos_token_id", None)
-        found.update([ids] if isinstance(ids, int) else ids or ())
-    return frozenset(found)
-
-
-def _take_over(model: PreTrainedModel) -> int | None:
-    """Put our attention in; all layers must call it. Returns the narrowest sliding window, in tokens."""
-    name = type(model).__name__
-    if "logits_to_keep" not in inspect.signature(model.forward).parameters:
-        raise EngineError(f"{name}.forward takes no logits_to_keep; HfEngine needs a causal language model")
-    model.set_attn_implementation(IMPLEMENTATION)
-    windows = trace_windows(model)
-    num_layers = model.config.get_text_config().num_hidden_layers
-    if len(windows) != num_layers:
-        raise EngineError(
-            f"{name}: {len(windows)} of {num_layers} layers use the attention interface of transformers, and "
-            "HfEngine needs all of them (recurrent layers keep a state that it does not share)"
-        )
-    return min((window for window in windows.values() if window is not None), default=None)
-
-
-def _widths(model: PreTrainedModel, vocab_size: int) -> tuple[int, ...]:
-    """Widths that activations may have: the sides of the weight matrices."""
-    sides = {side for parameter in model.parameters() if parameter.ndim == 2 for side in parameter.shape}
-    return tuple(sorted(sides - {vocab_size}))

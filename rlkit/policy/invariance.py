@@ -44,10 +44,12 @@ def require_invariant_math(device: torch.device, dtype: torch.dtype) -> None:
     os.environ.setdefault(VARIABLE, strict_mode())
     if is_invariant(device, dtype):
         return
+    problem = f"deterministic: products of {dtype} on {device} depend on the batch they are in"
+    if device.type != "cpu":
+        raise EngineError(f"{problem}; set deterministic: false")
     raise EngineError(
-        f"deterministic: products of {dtype} on {device} depend on the batch they are in ({VARIABLE}="
-        f"{os.environ[VARIABLE]}, which a process reads at its first product); start it with {VARIABLE}="
-        f"{strict_mode()}, or set deterministic: false"
+        f"{problem} ({VARIABLE}={os.environ[VARIABLE]}, read at the first product of a process); start it with "
+        f"{VARIABLE}={strict_mode()}, or set deterministic: false"
     )
 
 

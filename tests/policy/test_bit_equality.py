@@ -42,6 +42,11 @@ def test_rollouts_are_bit_equal_in_every_circumstance() -> None:
 
 
 @pytest.mark.slow
+def test_the_portable_mode_is_invariant_too() -> None:
+    assert all(run("odd", "gpt2", mode="AVX2,STRICT")["odd"].values())
+
+
+@pytest.mark.slow
 def test_the_comparison_sees_what_the_usual_mode_does() -> None:
     outcomes = run("usual", "odd", mode=None)["odd"]
     assert outcomes.pop("again")
@@ -50,9 +55,8 @@ def test_the_comparison_sees_what_the_usual_mode_does() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not is_prepared(SMALL), reason="needs python -m rlkit.launch.model")
-@pytest.mark.parametrize("mode", sorted({strict_mode(), "AVX2,STRICT"}))
-def test_rollouts_of_a_real_model_are_bit_equal(mode: str) -> None:
-    outcomes = run(str(SMALL), mode=mode)[str(SMALL)]
+def test_rollouts_of_a_real_model_are_bit_equal() -> None:  # three minutes on an idle machine
+    outcomes = run(str(SMALL), mode=None)[str(SMALL)]
     assert [name for name, equal in outcomes.items() if not equal] == []
 
 
