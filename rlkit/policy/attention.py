@@ -138,9 +138,7 @@ def tree_attention(
     """
     plan = _PLAN.get(None)
     if plan is None:
-        raise EngineError(
-            f"attention {IMPLEMENTATION!r} works inside HfEngine only; give the learner its own model"
-        )
+        raise EngineError(f"attention {IMPLEMENTATION!r} works inside HfEngine only; give the learner its own model")
     _, num_heads, num_tokens, _ = query.shape
     layer: int = module.layer_idx  # type: ignore[assignment]
     if isinstance(plan, dict):
@@ -150,13 +148,9 @@ def tree_attention(
 
     num_kv = key.shape[1]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    q = (query[0].transpose(0, 1) * scale).reshape(
-        num_tokens, num_kv, num_heads // num_kv, -1
-    )  # [Q, Hkv, g, D]
+    q = (query[0].transpose(0, 1) * scale).reshape(num_tokens, num_kv, num_heads // num_kv, -1)  # [Q, Hkv, g, D]
     new = KeyValue(key[0], value[0])
-    out = q.new_zeros(
-        *q.shape[:-1], value.shape[-1]
-    )  # zeros: tokens that only fill up the row belong to nothing
+    out = q.new_zeros(*q.shape[:-1], value.shape[-1])  # zeros: tokens that only fill up the row belong to nothing
     if (decode := plan.decode) is not None:
         n = len(decode.rows)
         slots = plan.slots.layer(layer, new)
@@ -179,9 +173,7 @@ def _refuse_unknown(module: nn.Module, attention_mask: Tensor | None, other: dic
     if attention_mask is not None:
         terms.append("attention_mask")
     if terms:
-        raise EngineError(
-            f"{type(module).__name__} passes {', '.join(terms)}, which HfEngine does not implement"
-        )
+        raise EngineError(f"{type(module).__name__} passes {', '.join(terms)}, which HfEngine does not implement")
 
 
 def _store(slots: Slots, chunk: Chunk, layer: int, new: KeyValue) -> KeyValue:
@@ -221,9 +213,7 @@ def _decode(q: Tensor, slots: KeyValue, decode: Decode, layer: int, softcap: flo
         num_shared = shared.keys.shape[1]
         q_tree = q[tree.members].transpose(0, 1)  # [Hkv, W, g, D], W siblings
         heads = q_tree.shape[:3]
-        over_prefix = _capped(_product(q_tree.flatten(1, 2), shared.keys.mT), softcap).view(
-            *heads, num_shared
-        )
+        over_prefix = _capped(_product(q_tree.flatten(1, 2), shared.keys.mT), softcap).view(*heads, num_shared)
         both = _softmax(torch.cat([over_prefix, scores[tree.members].transpose(0, 1)], -1))
         weights[tree.members] = both[..., num_shared:].transpose(0, 1)
         mixed = _product(both[..., :num_shared].flatten(1, 2), shared.values).view(*heads, -1)

@@ -175,8 +175,6 @@ def whole_vectors(num_tokens: int, widths: Sequence[int], num_threads: int) -> i
     filling on 1 or 2 threads.
     """
     grain = 32768  # numbers below which torch does not employ another thread
-    while any(
-        num_tokens * width % (32 * min(num_threads, -(-num_tokens * width // grain))) for width in widths
-    ):
+    while any(num_tokens * width % (32 * min(num_threads, -(-num_tokens * width // grain))) for width in widths):
         num_tokens += 1
     return num_tokens

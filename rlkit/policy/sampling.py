@@ -99,9 +99,7 @@ def _scaled(logits: NDArray[np.floating], sampling: Sampling) -> NDArray[np.floa
     """Logits over temperature, shifted so that the largest is 0."""
     peak = logits.max()
     if not np.isfinite(peak):  # NaN spreads through max
-        raise EngineError(
-            f"the largest logit is {peak}: the weights diverged, or the constraint forbids every token"
-        )
+        raise EngineError(f"the largest logit is {peak}: the weights diverged, or the constraint forbids every token")
     shifted = logits.astype(np.float64) - float(peak)
     return shifted / sampling.temperature if sampling.temperature else shifted
 

@@ -34,17 +34,13 @@ def _check(state: Mapping[str, Tensor], weights: Mapping[str, Any]) -> None:
     tied: dict[tuple[int, torch.Size], list[str]] = defaultdict(list)
     for name, tensor in state.items():
         tied[tensor.data_ptr(), tensor.shape].append(name)
-    problems = [
-        f"missing {names[0]}" for names in tied.values() if not any(name in weights for name in names)
-    ]
+    problems = [f"missing {names[0]}" for names in tied.values() if not any(name in weights for name in names)]
     for name, source in weights.items():
         if name not in state:
             problems.append(f"unknown {name}")
         elif tuple(source.shape) != tuple(state[name].shape):
             problems.append(f"{name} has shape {tuple(source.shape)}, the model {tuple(state[name].shape)}")
-        elif (given := str(source.dtype).removeprefix("torch.")) != str(state[name].dtype).removeprefix(
-            "torch."
-        ):
+        elif (given := str(source.dtype).removeprefix("torch.")) != str(state[name].dtype).removeprefix("torch."):
             problems.append(f"{name} is {given}, the model {str(state[name].dtype).removeprefix('torch.')}")
     if problems:
         rest = f" and {len(problems) - 5} more" if len(problems) > 5 else ""

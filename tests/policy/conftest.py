@@ -38,9 +38,7 @@ def make_engine(model_dir: Path) -> MakeEngine:
     Not deterministic: other tests may have fixed MKL's mode already; test_bit_equality has its own process.
     """
 
-    def make(
-        *, slots: int = 8, prefill_chunk: int = 64, eos_ids: Sequence[int] = (), **options: object
-    ) -> HfEngine:
+    def make(*, slots: int = 8, prefill_chunk: int = 64, eos_ids: Sequence[int] = (), **options: object) -> HfEngine:
         config = HfEngine.Config(slots=slots, prefill_chunk=prefill_chunk, deterministic=False, device="cpu")
         return HfEngine.from_pretrained(config, model_dir, seed=3, eos_ids=eos_ids, **options)
 

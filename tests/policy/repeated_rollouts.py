@@ -25,9 +25,7 @@ from rlkit.randomness import stream
 VOCAB = 331
 
 
-def llama(
-    layers: int, hidden: int, intermediate: int, heads: int, kv_heads: int, head_dim: int
-) -> LlamaForCausalLM:
+def llama(layers: int, hidden: int, intermediate: int, heads: int, kv_heads: int, head_dim: int) -> LlamaForCausalLM:
     config = LlamaConfig(
         vocab_size=VOCAB,
         hidden_size=hidden,
@@ -62,9 +60,7 @@ USUAL = sys.argv[1:2] == ["usual"]
 
 
 def engine(model: torch.nn.Module, **settings: int) -> HfEngine:
-    config = HfEngine.Config(
-        device="cpu", deterministic=not USUAL, **{"slots": 16, "prefill_chunk": 96, **settings}
-    )
+    config = HfEngine.Config(device="cpu", deterministic=not USUAL, **{"slots": 16, "prefill_chunk": 96, **settings})
     return HfEngine(config, model=model, tokenizer=Ids(), seed=7, eos_ids=())
 
 
@@ -77,9 +73,7 @@ Key = tuple[int, int, int]
 KEYS = [(task, sample) for task in range(2) for sample in range(4)]
 
 
-async def trajectory(
-    task: int, sample: int, engines: Sequence[HfEngine], delay_s: float
-) -> dict[Key, Completion]:
+async def trajectory(task: int, sample: int, engines: Sequence[HfEngine], delay_s: float) -> dict[Key, Completion]:
     """Two turns; turn t runs on `engines[t]`. Lengths differ, so slots refill at different times."""
     await asyncio.sleep(delay_s)
     path, found = prompt(task), {}

@@ -39,9 +39,7 @@ FAMILIES = {
         **SIZES, head_dim=12, attn_logit_softcapping=2.0, final_logit_softcapping=3.0, sliding_window=256
     ),
     "gpt_neox": hf.GPTNeoXConfig(**{k: v for k, v in SIZES.items() if k != "num_key_value_heads"}),
-    "gpt2": hf.GPT2Config(
-        vocab_size=350, n_embd=48, n_layer=2, n_head=4, n_positions=512, initializer_range=0.1
-    ),
+    "gpt2": hf.GPT2Config(vocab_size=350, n_embd=48, n_layer=2, n_head=4, n_positions=512, initializer_range=0.1),
 }
 
 

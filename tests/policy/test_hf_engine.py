@@ -139,9 +139,7 @@ def test_a_released_tree_is_computed_again_and_unknown_ones_are_ignored(make_eng
 def test_one_task_id_with_two_prompts_is_two_trees(make_engine) -> None:
     engine = make_engine()
     asked = [request(ids(20, seed=seed)) for seed in (0, 1)]
-    assert all(
-        same(a, sample(make_engine(), b)[0]) for a, b in zip(sample(engine, *asked), asked, strict=True)
-    )
+    assert all(same(a, sample(make_engine(), b)[0]) for a, b in zip(sample(engine, *asked), asked, strict=True))
 
 
 def test_slots_refill_until_all_requests_are_served(make_engine) -> None:

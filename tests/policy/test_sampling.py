@@ -104,9 +104,7 @@ def test_no_two_siblings_are_clones_in_ten_thousand_groups() -> None:
     # 0.1² + 0.2² + 0.3² + 0.4² = 0.30, with a standard error of 0.0046 over 10,000 pairs.
     agreements = 0
     for group in range(num_groups):
-        first, second = (
-            draw(LOGITS, Sampling(), uniform(address(group, sibling), 0)).token_id for sibling in (0, 1)
-        )
+        first, second = (draw(LOGITS, Sampling(), uniform(address(group, sibling), 0)).token_id for sibling in (0, 1))
         agreements += first == second
     assert abs(agreements / num_groups - 0.30) < 4 * 0.0046
 
@@ -139,6 +137,4 @@ def test_every_draw_is_likely_kept_and_normalised(logits, temperature, top_k, to
     assert (np.diff(kept) > 0).all()
     assert top_k == 0 or len(kept) <= top_k
     assert row[kept].min() >= np.delete(row, kept).max(initial=-np.inf)  # nothing likelier was cut off
-    assert drawn.logprob == pytest.approx(
-        scaled[drawn.token_id] - np.logaddexp.reduce(scaled[kept]), abs=1e-9
-    )
+    assert drawn.logprob == pytest.approx(scaled[drawn.token_id] - np.logaddexp.reduce(scaled[kept]), abs=1e-9)

@@ -45,9 +45,7 @@ def test_a_seed_names_the_weights_and_the_global_generator_is_left_alone(tmp_pat
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    folders = [
-        tiny_model(tmp_path / str(i), layers=1, hidden=32, seed=seed) for i, seed in enumerate((0, 0, 1))
-    ]
+    folders = [tiny_model(tmp_path / str(i), layers=1, hidden=32, seed=seed) for i, seed in enumerate((0, 0, 1))]
     assert torch.equal(torch.rand(1), expected)
     heads = [AutoModelForCausalLM.from_pretrained(folder).lm_head.weight for folder in folders]
     assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])

@@ -30,17 +30,13 @@ def weights(model):
 def test_new_weights_are_sampled_from_and_confirmed(make_engine, model_dir, exact_model) -> None:
     engine = make_engine()
     before = sample(engine, request(ids(20)))[0]
-    weights = {
-        name: w * 1.5 for name, w in AutoModelForCausalLM.from_pretrained(model_dir).state_dict().items()
-    }
+    weights = {name: w * 1.5 for name, w in AutoModelForCausalLM.from_pretrained(model_dir).state_dict().items()}
     assert engine.load_weights(weights, version=4) == fingerprint(weights)
     after = sample(engine, request(ids(20)))[0]
     assert (before.policy_version, after.policy_version, engine.version) == (0, 4, 4)
     scaled = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float64)
     scaled.load_state_dict({name: w.double() for name, w in weights.items()})
-    np.testing.assert_allclose(
-        after.behavior_logprobs, exact_logprobs(scaled, ids(20), after), rtol=0, atol=1e-5
-    )
+    np.testing.assert_allclose(after.behavior_logprobs, exact_logprobs(scaled, ids(20), after), rtol=0, atol=1e-5)
 
 
 def test_weights_wait_for_samples_in_flight(make_engine) -> None:
