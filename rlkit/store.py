@@ -72,9 +72,7 @@ def _pack(array: NDArray[Any] | None) -> dict[str, str] | None:
         return None
     plain = np.ascontiguousarray(array)
     if plain.dtype.kind not in "biuf" or plain.ndim != 1:
-        raise ValueError(
-            f"store: an array of dtype {array.dtype}, shape {array.shape} has no place in a record"
-        )
+        raise ValueError(f"store: an array of dtype {array.dtype}, shape {array.shape} has no place in a record")
     little = plain.astype(plain.dtype.newbyteorder("<"), copy=False)
     return {"dtype": little.dtype.str, "base64": base64.b64encode(little.tobytes()).decode("ascii")}
 
@@ -85,9 +83,7 @@ def _unpack(packed: dict[str, str] | None) -> Any:
     dtype = np.dtype(packed["dtype"])
     if dtype.kind not in "biuf":  # a file from elsewhere could name an object type
         raise ValueError(f"array of dtype {dtype}")
-    return np.frombuffer(base64.b64decode(packed["base64"], validate=True), dtype=dtype).astype(
-        dtype.newbyteorder("=")
-    )
+    return np.frombuffer(base64.b64decode(packed["base64"], validate=True), dtype=dtype).astype(dtype.newbyteorder("="))
 
 
 def _node_to_json(node: Node, decode: Decoder | None) -> dict[str, Any]:
@@ -96,9 +92,7 @@ def _node_to_json(node: Node, decode: Decoder | None) -> dict[str, Any]:
         "support_offsets": _pack(node.sampling.support_offsets),
         "support_ids": _pack(node.sampling.support_ids),
     }
-    texts = (
-        None if decode is None else [str(text) for text in decode([int(token) for token in node.token_ids])]
-    )
+    texts = None if decode is None else [str(text) for text in decode([int(token) for token in node.token_ids])]
     if texts is not None and len(texts) != len(node.token_ids):
         raise ValueError(f"store: the decoder gave {len(texts)} strings for {len(node.token_ids)} tokens")
     return {
@@ -211,9 +205,7 @@ def _tree_from_json(row: dict[str, Any]) -> StoredTree:
     )
 
 
-def write_trees(
-    path: Path, trees: Iterable[ScoredTree | CreditedTree], decode: Decoder | None = None
-) -> None:
+def write_trees(path: Path, trees: Iterable[ScoredTree | CreditedTree], decode: Decoder | None = None) -> None:
     """Write trees to `path` (`.jsonl.gz`), replacing it at once; `decode` adds a display string per token."""
     lines = [{"format": _FORMAT, "schema": SCHEMA}, *(_tree_to_json(tree, decode) for tree in trees)]
     text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
@@ -231,9 +223,7 @@ def read_trees(path: Path) -> list[StoredTree]:
         if header.get("format") != _FORMAT or not isinstance(header.get("schema"), int):
             raise DataError(f"{path}: not a file of rollouts: it begins with {str(header)[:80]}")
         if header["schema"] > SCHEMA:
-            raise DataError(
-                f"{path}: written with schema {header['schema']}; this rlkit reads up to {SCHEMA}"
-            )
+            raise DataError(f"{path}: written with schema {header['schema']}; this rlkit reads up to {SCHEMA}")
         return [_tree_from_json(row) for row in rows]
     except (
         OSError,
@@ -245,6 +235,4 @@ def read_trees(path: Path) -> list[StoredTree]:
         TypeError,
         AttributeError,
     ) as error:
-        raise DataError(
-            f"{path}: not a readable file of rollouts ({type(error).__name__}: {error})"
-        ) from error
+        raise DataError(f"{path}: not a readable file of rollouts ({type(error).__name__}: {error})") from error

@@ -57,9 +57,7 @@ def leaf(node: int, sample: int, status: LeafStatus = "done", **signals: float) 
 
 
 def term(name: str, weight: float, values: Sequence[float], status: Sequence[str]) -> RewardTerm:
-    return RewardTerm(
-        name=name, weight=weight, values=np.array(values, dtype=np.float64), status=tuple(status)
-    )
+    return RewardTerm(name=name, weight=weight, values=np.array(values, dtype=np.float64), status=tuple(status))
 
 
 @pytest.fixture
@@ -157,9 +155,7 @@ def test_credit_metrics_are_taken_over_paths_and_unique_policy_tokens(branching)
         )
 
     # Token 4 is praised and blamed, 5 and 8 praised, 9 to 11 carry an advantage of 0: 6 policy tokens.
-    credited = CreditedTree(
-        scored=branching, paths=(path(0, [4, 5, 8], 2), path(-1, [4], -1), path(1, [9, 10, 11], 0))
-    )
+    credited = CreditedTree(scored=branching, paths=(path(0, [4, 5, 8], 2), path(-1, [4], -1), path(1, [9, 10, 11], 0)))
     assert finalise(credit_metrics([credited])) == pytest.approx(
         {
             "advantage/mean": 1 / 3,
@@ -255,7 +251,5 @@ def test_everything_computed_here_is_documented(branching, flat):
 
 def test_the_page_of_metrics_is_the_dictionary():
     page = Path(__file__).parents[1] / "docs" / "metrics.md"
-    assert page.read_text(encoding="utf-8") == documentation(), (
-        "run: python -m rlkit.metrics > docs/metrics.md"
-    )
+    assert page.read_text(encoding="utf-8") == documentation(), "run: python -m rlkit.metrics > docs/metrics.md"
     assert all(f"`{name}`" in documentation() for name in METRICS)

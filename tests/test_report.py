@@ -139,20 +139,14 @@ def rollout(index: int, skill: float, version: int, rng: np.random.Generator, wo
             node=node,
             sample_index=sample,
             status="failed" if sample == broken else "truncated" if given is None else "done",
-            reason="retriever: deadline of 2 s"
-            if sample == broken
-            else "max_tokens"
-            if given is None
-            else "",
+            reason="retriever: deadline of 2 s" if sample == broken else "max_tokens" if given is None else "",
             answer=given,
             signals={"num_searches": searched},
         )
         for sample, (node, given, searched) in enumerate(ends)
     )
     task = Task(id=f"hop-{index}", question=question, answers=(right,))
-    return ScoredTree(
-        tree=Tree(task=task, nodes=tuple(nodes), leaves=leaves), terms=terms(leaves, right, rng)
-    )
+    return ScoredTree(tree=Tree(task=task, nodes=tuple(nodes), leaves=leaves), terms=terms(leaves, right, rng))
 
 
 def terms(leaves: Sequence[Leaf], right: str, rng: np.random.Generator) -> tuple[RewardTerm, ...]:
@@ -341,9 +335,7 @@ def test_secrets_of_the_recipe_are_not_shown(run_dir):
     assert '"***"' in page.data["about"]["recipe"]
 
 
-HOSTILE = (
-    "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">{{SCRIPT}}"
-)
+HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">{{SCRIPT}}"
 
 
 def hostile_run(run_dir: Path) -> Path:
@@ -386,9 +378,7 @@ def test_a_browser_draws_a_hostile_run_and_executes_nothing_of_it(tmp_path):
         "--disable-sync",
     ]
     command += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=2000", "--dump-dom"]
-    dom = subprocess.run(
-        [*command, path.as_uri()], capture_output=True, text=True, timeout=60, check=True
-    ).stdout
+    dom = subprocess.run([*command, path.as_uri()], capture_output=True, text=True, timeout=60, check=True).stdout
     assert "<title>owned" not in dom
     assert 'class="outline"' in dom  # it was drawn to the end
     assert "<img" not in dom
@@ -439,10 +429,7 @@ def test_a_long_node_is_cut_and_keeps_its_true_size(tmp_path):
 
 def test_a_long_curve_is_thinned_without_losing_its_spikes(tmp_path):
     losses = dict.fromkeys(range(5000), 0.0) | {99: None, 1234: 9.0}
-    lines = [
-        {"step": step, "phase": "train", "time": 0.0, "metrics": {"loss": loss}}
-        for step, loss in losses.items()
-    ]
+    lines = [{"step": step, "phase": "train", "time": 0.0, "metrics": {"loss": loss}} for step, loss in losses.items()]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     series = sections(read_curves(tmp_path, []))[0]["charts"][0]["series"][0]
     assert len(series["steps"]) == len(series["values"]) <= MAX_POINTS

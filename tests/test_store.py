@@ -110,8 +110,7 @@ def terms(draw: Any, tree: Tree) -> RewardTerm:
         weight=draw(st.floats(-2, 2)),
         values=values,
         status=tuple(
-            "ok" if math.isfinite(value) else draw(st.sampled_from(["failed: x", "skipped"]))
-            for value in values
+            "ok" if math.isfinite(value) else draw(st.sampled_from(["failed: x", "skipped"])) for value in values
         ),
         node_values=draw(st.none() | arrays(np.float64, len(tree.nodes))),
     )
@@ -138,9 +137,7 @@ def exactly(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return str(value.dtype), value.shape, value.tobytes()
     if dataclasses.is_dataclass(value):
-        return type(value).__name__, [
-            exactly(getattr(value, field.name)) for field in dataclasses.fields(value)
-        ]
+        return type(value).__name__, [exactly(getattr(value, field.name)) for field in dataclasses.fields(value)]
     if isinstance(value, tuple | list):
         return [exactly(item) for item in value]
     if isinstance(value, dict):
@@ -160,9 +157,7 @@ def one_tree() -> ScoredTree:
     )
     prompt = Node(parent=-1, author="prompt", token_ids=np.array([1], dtype=np.int32), text="?")
     leaf = Leaf(node=1, sample_index=0, status="done")
-    return ScoredTree(
-        tree=Tree(task=Task(id="t", question="?"), nodes=(prompt, policy), leaves=(leaf,)), terms=()
-    )
+    return ScoredTree(tree=Tree(task=Task(id="t", question="?"), nodes=(prompt, policy), leaves=(leaf,)), terms=())
 
 
 @settings(

@@ -2,7 +2,9 @@
 
 const CLAMP = 140; // longer prompts and observations are folded
 const STATUS = { done: "●", truncated: "◐", failed: "✕" };
-const ROW = 18;
+const ROW = 18; // pixels of a leaf in the map
+const TALL = 720; // a map of more leaves than fit in so many pixels gets thinner rows, without labels
+const DEEP = 5; // from so many branchings on, indentation is only hinted at
 
 /** Children, leaves below, and first token of every node. */
 function layout(tree) {
@@ -47,9 +49,11 @@ function treeMap(nodes, most, jump) {
     rows.set(node.index, { first, last: count, slots });
   };
   place(nodes[0]);
+  const pitch = Math.max(Math.min(ROW, TALL / count), 2);
+  const labelled = pitch >= 11;
 
   responsive(box, (width) => {
-    const labels = width < 560 ? 84 : 150;
+    const labels = !labelled ? 0 : width < 560 ? 84 : 150;
     const end = Math.max(...nodes.map((node) => node.start + node.size));
     const prompt = nodes[0].size;
     // A long prompt would leave no room for what was sampled: it then gets a quarter, drawn with a break.
@@ -58,24 +62,24 @@ function treeMap(nodes, most, jump) {
     const x = (token) => !broken ? (token / end) * wide
       : token <= prompt ? (token / prompt) * wide * 0.25
       : wide * (0.25 + 0.75 * (token - prompt) / (end - prompt));
-    const root = svg("svg", { width, height: count * ROW + 2, "aria-hidden": "true" });
+    const root = svg("svg", { width, height: count * pitch + 2, "aria-hidden": "true" });
     for (const node of nodes) {
       const { first, last, slots } = rows.get(node.index);
       const [left, right] = [x(node.start), x(node.start + node.size)];
       const rect = svg("rect", {
-        class: `block ${node.author}`, x: left + 0.5, y: first * ROW + 1.5, rx: 2,
-        width: Math.max(right - left - 1.5, 1.5), height: (last - first) * ROW - 2, onclick: () => jump(node.index),
+        class: `block ${node.author}`, x: left + 0.5, y: first * pitch + 1.5, rx: labelled ? 2 : 0,
+        width: Math.max(right - left - 1.5, 1.5), height: Math.max((last - first) * pitch - (labelled ? 2 : 0.5), 1), onclick: () => jump(node.index),
       }, svg("title", {}, `${node.author}, ${plural(node.size, "token")}, on the path of ${plural(node.below, "leaf").replace("leafs", "leaves")}`));
       if (node.author === "policy") rect.style.fill = tint(meanCredit(node), most);
       root.append(rect);
       if (broken && node.index === 0) {
         const middle = (left + right) / 2;
-        root.append(svg("path", { class: "break", d: `M${middle - 5},0l4,${count * ROW + 2}h6l-4,-${count * ROW + 2}z` }));
+        root.append(svg("path", { class: "break", d: `M${middle - 5},0l4,${count * pitch + 2}h6l-4,-${count * pitch + 2}z` }));
       }
-      for (const { leaf, row } of slots) {
+      for (const { leaf, row } of labelled ? slots : []) {
         const text = isNumber(leaf.total) ? show(leaf.total) : leaf.status === "failed" ? "failed" : "no reward";
-        root.append(svg("line", { class: "lead-line", x1: right + 1, x2: wide + 4, y1: (row + 0.5) * ROW + 0.5, y2: (row + 0.5) * ROW + 0.5 }),
-          svg("text", { class: `tick leaf-label${isNumber(leaf.total) ? "" : " bad"}`, x: wide + 8, y: (row + 0.5) * ROW + 4 }, `${STATUS[leaf.status]} ${labels > 84 ? `sample ${leaf.sample}  ` : ""}${text}`));
+        root.append(svg("line", { class: "lead-line", x1: right + 1, x2: wide + 4, y1: (row + 0.5) * pitch + 0.5, y2: (row + 0.5) * pitch + 0.5 }),
+          svg("text", { class: `tick leaf-label${isNumber(leaf.total) ? "" : " bad"}`, x: wide + 8, y: (row + 0.5) * pitch + 4 }, `${STATUS[leaf.status]} ${labels > 84 ? `sample ${leaf.sample}  ` : ""}${text}`));
       }
     }
     box.replaceChildren(root);
@@ -185,14 +189,14 @@ function leafBlock(leaf) {
 }
 
 /** A chain of single children stays in one column; only a branching indents. */
-function outline(node, total, most, asText) {
+function outline(node, total, most, asText, depth = 1) {
   const column = [];
   let current = node;
   while (current) {
     column.push(nodeBlock(current, total, most, asText));
     if (current.children.length > 1) {
-      column.push(el("div", { class: "branches" }, current.children.map((child, order) =>
-        el("div", { class: "branch", role: "group", "aria-label": `branch ${order + 1} of ${current.children.length}` }, outline(child, total, most, asText)))));
+      column.push(el("div", { class: `branches${depth > DEEP ? " deep" : ""}` }, current.children.map((child, order) =>
+        el("div", { class: "branch", role: "group", "aria-label": `branch ${order + 1} of ${current.children.length}` }, outline(child, total, most, asText, depth + 1)))));
     }
     current = current.children.length === 1 ? current.children[0] : null;
   }
