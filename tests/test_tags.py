@@ -139,7 +139,7 @@ PIECES = st.sampled_from(
 WRITTEN = st.lists(st.one_of(PIECES, st.text(max_size=3)), max_size=12).map("".join)
 
 
-@settings(max_examples=3000, deadline=None)
+@settings(max_examples=1500, deadline=None)
 @given(WRITTEN, st.sampled_from([None, "think", "search", "answer"]))
 def test_no_text_breaks_the_parser(text: str, opened: str | None) -> None:
     action = parse(text, TAGS, opened)  # type: ignore[arg-type]
@@ -150,7 +150,7 @@ def test_no_text_breaks_the_parser(text: str, opened: str | None) -> None:
         assert parse(text + "<answer>more</answer>", TAGS, opened) == action  # type: ignore[arg-type]
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=1000, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["prompt", "policy", "environment"]), WRITTEN), max_size=5))
 def test_no_trajectory_breaks_the_blocks(parts: list[tuple[str, str]]) -> None:
     for block in blocks(parts, TAGS):  # type: ignore[arg-type]
