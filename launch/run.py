@@ -41,7 +41,7 @@ def evaluate_recipe(resolved: Resolved, checkpoint: Path | None) -> int:
         parts.recorder.trees(0, trees, phase="eval")
         parts.recorder.log(0, metrics, phase="eval")
     for name, value in sorted(metrics.items()):
-        if name.startswith("reward/") and name.endswith("/mean") or name == "reward/mean":
+        if (name.startswith("reward/") and name.endswith("/mean")) or name == "reward/mean":
             prefix = name.removesuffix("/mean")
             low, high, n = (metrics.get(f"{prefix}/{end}") for end in ("low", "high", "n"))
             interval = f"  95 % [{low:.3f}, {high:.3f}]  n={n:.0f}" if None not in (low, high, n) else ""

@@ -1,15 +1,15 @@
 """One error type per boundary; a message names the setting, the value, what is allowed and the nearest fix.
 
-    RlkitError
-    ├── RecipeError       a recipe, override or plug-in name is wrong: raised before any worker starts
-    ├── DataError         a data set, corpus or task is missing or malformed
-    ├── EngineError       a policy engine could not sample or load weights
-    ├── EnvError          an environment or tool failed   (becomes a leaf status, never ends a run)
-    ├── RewardError       a reward failed or ran too long (becomes a reward status, never ends a run)
-    ├── LearnerError      a loss or gradient is not finite, or a batch is impossible
-    ├── SyncError         an engine does not run the weights that the learner sent
-    ├── LedgerError       the accounting of tasks does not balance
-    └── CheckpointError   a checkpoint is torn, corrupt or from another run
+RlkitError
+├── RecipeError       a recipe, override or plug-in name is wrong: raised before any worker starts
+├── DataError         a data set, corpus or task is missing or malformed
+├── EngineError       a policy engine could not sample or load weights
+├── EnvError          an environment or tool failed   (becomes a leaf status, never ends a run)
+├── RewardError       a reward failed or ran too long (becomes a reward status, never ends a run)
+├── LearnerError      a loss or gradient is not finite, or a batch is impossible
+├── SyncError         an engine does not run the weights that the learner sent
+├── LedgerError       the accounting of tasks does not balance
+└── CheckpointError   a checkpoint is torn, corrupt or from another run
 """
 
 from __future__ import annotations

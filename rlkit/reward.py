@@ -46,4 +46,3 @@ def per_group(function: F) -> F:
 def is_per_group(function: Callable[..., Any]) -> bool:
     """True if the reward was marked with `per_group`."""
     return bool(getattr(function, "per_group", False))
-

@@ -295,7 +295,7 @@ def _described(trees: Sequence[ScoredTree], credited: Sequence[CreditedTree], pa
 def _totals(ledger: Ledger, sent: SyncReport, pairs: Mapping[str, tuple[float, float]]) -> dict[str, float]:
     """Numbers that are not means: the ledger, the sync and speeds."""
     learn_s, rollout_s = pairs["timing/learn_s"][0], pairs["timing/rollout_s"][0]
-    sampled, leaves = pairs.get("rollout/completion_tokens", (0.0, 0.0))
+    sampled, _ = pairs.get("rollout/completion_tokens", (0.0, 0.0))
     return {
         "ledger/drawn": float(ledger.num_drawn),
         "ledger/trained": float(ledger.num_trained),

@@ -31,8 +31,18 @@ ALLOWED: dict[str, set[str]] = {
     "report": {"report", "ground"},
     "cluster": {"cluster", "train", "rollout", "learner", "sync", "policy", "data", "protocols", "ground"},
     "launch": {
-        "launch", "cluster", "train", "report", "models", "rollout", "learner", "sync", "policy", "protocols", "ground",
-    },  # fmt: skip
+        "launch",
+        "cluster",
+        "train",
+        "report",
+        "models",
+        "rollout",
+        "learner",
+        "sync",
+        "policy",
+        "protocols",
+        "ground",
+    },
 }
 TORCH_FREE = ("ground", "protocols", "rewards", "envs", "rollout")
 """Environment and reward processes start fast and small; checked for imports at module level."""

@@ -27,7 +27,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def environment() -> dict[str, str]:
     # The children of `tests.killing` are forks: more than one thread in the parent would hang them.
-    return os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", VARIABLE: strict_mode(), "PYTHONPATH": str(ROOT)}
+    return os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        VARIABLE: strict_mode(),
+        "PYTHONPATH": str(ROOT),
+    }
 
 
 def final_weights(run: Path) -> str:

@@ -51,7 +51,7 @@ def group_rewards(scored: ScoredTree, config: AlgorithmConfig, kl: Floats | None
     """[L] weighted rewards, less β·Σ_t KL_t along each path where the KL is part of the reward; NaN: not valid."""
     rewards = scored.rewards.copy()
     if kl is not None and config.kl_in == "reward" and config.kl_coef:
-        for index in np.flatnonzero(scored.valid):
+        for index in map(int, np.flatnonzero(scored.valid)):
             rewards[index] -= config.kl_coef * kl[scored.tree.policy_tokens(index)].sum()
     return rewards
 
@@ -119,16 +119,19 @@ def trajectory_credit(
     masks: Sequence[np.ndarray] | None = None,
 ) -> list[CreditedTree]:
     """One credit path per valid leaf. `advantages`: per tree, [L] or L arrays [R]; `masks`: leaves [L] to train."""
-    trained = [np.flatnonzero(s.valid & (masks[i] if masks is not None else True)) for i, s in enumerate(scored)]
+    trained = [
+        [int(leaf) for leaf in np.flatnonzero(s.valid & (masks[i] if masks is not None else True))]
+        for i, s in enumerate(scored)
+    ]
     tokens = [[s.tree.policy_tokens(leaf) for leaf in leaves] for s, leaves in zip(scored, trained, strict=True)]
     weights = leaf_weights([[len(t) for t in tree] for tree in tokens], config)
     out = []
     for index, tree in enumerate(scored):
         paths = tuple(
             CreditPath(
-                leaf=int(leaf),
+                leaf=leaf,
                 tokens=path,
-                advantages=np.broadcast_to(np.asarray(advantages[index][leaf], float), path.shape).copy(),
+                advantages=np.zeros(path.shape) + advantages[index][leaf],
                 weights=np.full(path.shape, weight),
             )
             for leaf, path, weight in zip(trained[index], tokens[index], weights[index], strict=True)

@@ -38,9 +38,7 @@ class ReinforcePpConfig(AlgorithmConfig):
             raise ValueError("normalize: 'apart' is not defined for reinforce_pp; use 'together'")
 
 
-def credit(
-    scored: Sequence[ScoredTree], config: ReinforcePpConfig, kl: Sequence[Floats] | None
-) -> list[CreditedTree]:
+def credit(scored: Sequence[ScoredTree], config: ReinforcePpConfig, kl: Sequence[Floats] | None) -> list[CreditedTree]:
     """Reward-to-go of the final reward and the token KL, whitened over all (leaf, token) pairs of the batch."""
     returns: list[Floats] = []
     sizes: list[list[int]] = []

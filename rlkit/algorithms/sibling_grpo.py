@@ -38,14 +38,13 @@ class SiblingGrpoConfig(AlgorithmConfig):
     """`node`: eq. 19, a node counts once with 1/|C|. `candidate`: the authors' code, a node counts once per candidate
     through it, divided by the number of (candidate, depth) entries with a signal."""
     sibling_std_floor: float = 0.0
-    """Lower bound of σ_h; stops two nearly equal siblings from being blown up to ±1 (v_star_paper.md section 4)."""
+    """Lower bound of the deviation among siblings: two nearly equal ones are else blown up to ±1
+    (v_star_paper.md section 4)."""
     node_tokens: Literal["mean", "sum"] = "mean"
     """Weight of a node of several tokens: shared among them, or given to each."""
 
 
-def sibling_advantages(
-    tree: Tree, rewards: Floats, config: SiblingGrpoConfig
-) -> tuple[Floats, np.ndarray, np.ndarray]:
+def sibling_advantages(tree: Tree, rewards: Floats, config: SiblingGrpoConfig) -> tuple[Floats, np.ndarray, np.ndarray]:
     """Advantages [N] of policy nodes among their siblings, candidates [N] through each, and signal mask [N].
 
     `rewards` [L], NaN where the leaf is not valid. Eq. 17 and 18.
@@ -72,9 +71,7 @@ def sibling_advantages(
     return advantages, count, signal
 
 
-def credit(
-    scored: Sequence[ScoredTree], config: SiblingGrpoConfig, kl: Sequence[Floats] | None
-) -> list[CreditedTree]:
+def credit(scored: Sequence[ScoredTree], config: SiblingGrpoConfig, kl: Sequence[Floats] | None) -> list[CreditedTree]:
     """GRPO paths times `global_coef`, plus one path per policy node with sibling credit times `sibling_coef`.
 
     Both terms are means over the batch's groups, so a group weighs the same in each.

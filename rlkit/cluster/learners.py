@@ -82,9 +82,7 @@ class LearnerGroup:
         size = cluster.learner_ranks
         self.ranks = [ray.remote(LearnerRank).options(**options).remote() for _ in range(size)]
         meeting = ray.get(self.ranks[0].rendezvous.remote())
-        ray.get(
-            [r.start.remote(recipe, model_dir, total_updates, i, size, meeting) for i, r in enumerate(self.ranks)]
-        )
+        ray.get([r.start.remote(recipe, model_dir, total_updates, i, size, meeting) for i, r in enumerate(self.ranks)])
 
     @property
     def version(self) -> int:

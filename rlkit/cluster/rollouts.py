@@ -90,9 +90,7 @@ class RayRollouts:
             retriever = ray.remote(RetrieverActor).options(**options).remote(recipe)
         self._make = lambda: (
             ray.remote(RolloutWorker)
-            .options(
-                **actor_options(cluster.threads_per_worker, cluster.gpus_per_rollout_worker), max_concurrency=1000
-            )
+            .options(**actor_options(cluster.threads_per_worker, cluster.gpus_per_rollout_worker), max_concurrency=1000)
             .remote(recipe, model_dir, retriever)
         )
         self.workers = [self._make() for _ in range(cluster.rollout_workers)]

@@ -161,7 +161,9 @@ def _row(parts: Sequence[_Part]) -> Row:
         inner = {tree.nodes[node].parent for node in part.nodes}
         # The last token of a node without children here is a target only.
         kept = {node: len(tree.nodes[node].token_ids) - (node not in inner) for node in part.nodes}
-        start, depth, end = {}, {-1: 0}, {}
+        start: dict[int, int] = {}
+        end: dict[int, int] = {}
+        depth = {-1: 0}
         cursor = base
         for node in part.nodes:
             start[node] = cursor
@@ -224,12 +226,11 @@ def _row(parts: Sequence[_Part]) -> Row:
     out["support_offsets"] = [np.concatenate([[0], np.cumsum(sizes)])]
     unknown = [np.full(scored, np.nan)]
     out["reference_logprobs"] = out["proximal_logprobs"] = unknown
-    return Row(
-        **{
-            name: np.concatenate(arrays or [np.zeros(0)]).astype(np.float64 if name in _FLOATS else np.int64)
-            for name, arrays in out.items()
-        }
-    )
+    arrays: dict[str, Any] = {
+        name: np.concatenate(pieces or [np.zeros(0)]).astype(np.float64 if name in _FLOATS else np.int64)
+        for name, pieces in out.items()
+    }
+    return Row(**arrays)
 
 
 def pack(trees: Sequence[CreditedTree], row_tokens: int) -> Batch:
@@ -280,9 +281,7 @@ def uncredited(scored: ScoredTree) -> CreditedTree:
 def empty_row(like: Row) -> Row:
     """The same inputs with no credit: keeps ranks in step when rows do not divide evenly."""
     zero = np.zeros_like(like.weight)
-    return replace(
-        like, c_pos=zero, c_neg=zero, weight=zero, path_weight=np.zeros_like(like.path_weight)
-    )
+    return replace(like, c_pos=zero, c_neg=zero, weight=zero, path_weight=np.zeros_like(like.path_weight))
 
 
 def scatter(batch: Batch, values: Sequence[NDArray[Any]], sizes: Sequence[int]) -> list[Floats]:

@@ -33,9 +33,7 @@ def tasks_of(recipe: Recipe, source: TaskSource, split: str, limit: int | None =
         raise DataError(f"task: '{recipe.task.kind}' has no tasks in split '{split}'")
     without = [task.id for task in tasks if not task.answers]
     readers = [
-        f"rewards[{i}]"
-        for i, r in enumerate(recipe.rewards)
-        if getattr(r.plugin.load(), "needs_answers", False)
+        f"rewards[{i}]" for i, r in enumerate(recipe.rewards) if getattr(r.plugin.load(), "needs_answers", False)
     ]
     if without and readers:
         raise DataError(
@@ -51,9 +49,7 @@ def build_retriever(recipe: Recipe, source: TaskSource) -> Retriever | None:
         return None
     passages = source.passages()
     if not passages:
-        raise DataError(
-            f"retriever: task source '{recipe.task.kind}' has no passages, so there is nothing to search"
-        )
+        raise DataError(f"retriever: task source '{recipe.task.kind}' has no passages, so there is nothing to search")
     return cast(Retriever, recipe.retriever.load()(recipe.retriever.settings, passages))
 
 
@@ -75,9 +71,7 @@ def build_engine(section: PluginSection, context: EngineContext) -> Engine:
     """The recipe's engine. Raises `RecipeError` for a kind that cannot be built from a recipe."""
     kind: Any = section.load()
     if not hasattr(kind, "build"):
-        raise RecipeError(
-            "engine.kind", f"'{section.kind}' has no build(config, context), so no recipe can start it"
-        )
+        raise RecipeError("engine.kind", f"'{section.kind}' has no build(config, context), so no recipe can start it")
     return cast(Engine, kind.build(section.settings, context))
 
 

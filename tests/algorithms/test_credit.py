@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.forest import scored
 
 from rlkit.algorithms import dapo, dr_grpo, grpo, reinforce_pp, rloo, sft
 from rlkit.algorithms.base import AlgorithmConfig
@@ -12,6 +11,7 @@ from rlkit.algorithms.credit import centered, leaf_weights, relative_advantages,
 from rlkit.algorithms.dapo import DapoConfig, overlong_penalty
 from rlkit.algorithms.rloo import leave_one_out
 from rlkit.records import Leaf, Node, SamplingState, Task, Tree
+from tests.forest import scored
 
 NAN = float("nan")
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.forest import scored
 
 from rlkit.algorithms.sibling_grpo import ALGORITHM, SiblingGrpoConfig, sibling_advantages
 from rlkit.records import Leaf, Node, SamplingState, Task, Tree
+from tests.forest import scored
 
 CANDIDATES = ["a1 b1 c1", "a1 b1 c2", "a1 b2 c3", "a2 b3 c4", "a2 b3 c5", "a3 b4 c6"]
 HIT = [0.0, 1, 0, 0, 0, 0]

@@ -53,7 +53,12 @@ SETTINGS = RolloutSettings(
 def bits(tree: ScoredTree) -> list[object]:
     """Everything a learner reads of a tree."""
     nodes = [
-        (n.parent, n.author, n.token_ids.tobytes(), None if n.behavior_logprobs is None else n.behavior_logprobs.tobytes())
+        (
+            n.parent,
+            n.author,
+            n.token_ids.tobytes(),
+            None if n.behavior_logprobs is None else n.behavior_logprobs.tobytes(),
+        )
         for n in tree.tree.nodes
     ]
     return [nodes, [(leaf.node, leaf.status) for leaf in tree.tree.leaves], tree.rewards.tobytes()]

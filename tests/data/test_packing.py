@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.forest import random_forest
 
 from rlkit.algorithms import grpo, sibling_grpo
 from rlkit.data.packing import empty_row, pack, scatter, uncredited, with_logprobs
 from rlkit.errors import LearnerError
+from tests.forest import random_forest
 
 
 def pairs(batch) -> list[tuple[int, int, float, float]]:

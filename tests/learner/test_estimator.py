@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-from tests.forest import scored, tiny_model
-from tests.learner.test_tree_gradient import gradients, relative_difference
 
 from rlkit.algorithms.rloo import ALGORITHM, RlooConfig
 from rlkit.data.packing import pack
 from rlkit.learner.gradient import add_gradients
 from rlkit.learner.tree_policy import TreePolicy
 from rlkit.records import CreditedTree, Leaf, Node, SamplingState, Task, Tree
+from tests.forest import scored, tiny_model
+from tests.learner.test_tree_gradient import gradients, relative_difference
 
 WORDS = range(5)
 PROMPT = np.array([7, 3, 9], np.int32)
@@ -56,7 +56,9 @@ def next_logits(model: torch.nn.Module, prefix: tuple[int, ...]) -> torch.Tensor
     return model(input_ids=ids).logits[0, -1]
 
 
-def completions(model: torch.nn.Module, sampler: Sampler) -> dict[tuple[int, ...], tuple[torch.Tensor, list[list[int]]]]:
+def completions(
+    model: torch.nn.Module, sampler: Sampler
+) -> dict[tuple[int, ...], tuple[torch.Tensor, list[list[int]]]]:
     """Every completion with its log-probability (differentiable) and its kept sets (fixed by the sampling policy)."""
     out = {}
     first = next_logits(model, ())

@@ -12,15 +12,15 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from tests.forest import random_forest, tiny_model
 from torch import Tensor
 
-from rlkit.algorithms import cispo, dapo, dr_grpo, gspo, grpo, reinforce_pp, rloo, sft, sibling_grpo
+from rlkit.algorithms import cispo, dapo, dr_grpo, grpo, gspo, reinforce_pp, rloo, sft, sibling_grpo
 from rlkit.algorithms.base import Algorithm, AlgorithmConfig
 from rlkit.data.packing import pack, uncredited, with_logprobs
 from rlkit.learner.gradient import add_gradients, reference_kl, score_rows
 from rlkit.learner.tree_policy import TreePolicy
 from rlkit.records import ScoredTree
+from tests.forest import random_forest, tiny_model
 
 ALGORITHMS: dict[str, Algorithm] = {
     "grpo": grpo.ALGORITHM,
@@ -82,21 +82,28 @@ def flat_advantages(name: str, rewards: list[np.ndarray], config: AlgorithmConfi
     return out
 
 
-def flat_loss(name: str, model: torch.nn.Module, reference: torch.nn.Module, forest: list[ScoredTree], config) -> Tensor:
+def flat_loss(
+    name: str, model: torch.nn.Module, reference: torch.nn.Module, forest: list[ScoredTree], config
+) -> Tensor:
     """The whole objective, one trajectory at a time."""
     groups = [np.flatnonzero(s.valid) for s in forest]
-    new = [[flat_logprobs(model, i, s, leaf) for leaf in g] for i, (s, g) in enumerate(zip(forest, groups))]
+    new = [
+        [flat_logprobs(model, i, s, leaf) for leaf in g] for i, (s, g) in enumerate(zip(forest, groups, strict=True))
+    ]
     with torch.no_grad():
-        ref = [[flat_logprobs(reference, i, s, leaf) for leaf in g] for i, (s, g) in enumerate(zip(forest, groups))]
+        ref = [
+            [flat_logprobs(reference, i, s, leaf) for leaf in g]
+            for i, (s, g) in enumerate(zip(forest, groups, strict=True))
+        ]
     old = [
         [torch.tensor(s.tree.behavior_logprobs[s.tree.policy_tokens(leaf)]) for leaf in g]
-        for s, g in zip(forest, groups)
+        for s, g in zip(forest, groups, strict=True)
     ]
-    rewards = [s.rewards[g] for s, g in zip(forest, groups)]
+    rewards = [s.rewards[g] for s, g in zip(forest, groups, strict=True)]
     in_reward = config.kl_coef and config.kl_in == "reward"
     cost = [
-        [config.kl_coef * kl_term(n.detach(), r, config.kl_estimator).numpy() for n, r in zip(ns, rs)]
-        for ns, rs in zip(new, ref)
+        [config.kl_coef * kl_term(n.detach(), r, config.kl_estimator).numpy() for n, r in zip(ns, rs, strict=True)]
+        for ns, rs in zip(new, ref, strict=True)
     ]
     if name == "reinforce_pp":
         returns = [
@@ -111,17 +118,21 @@ def flat_loss(name: str, model: torch.nn.Module, reference: torch.nn.Module, for
         advantages = [[torch.tensor((x - mean) / (std + config.eps)) for x in group] for group in returns]
     else:
         if in_reward:
-            rewards = [np.array([r - c.sum() for r, c in zip(rs, cs)]) for rs, cs in zip(rewards, cost)]
+            rewards = [
+                np.array([r - c.sum() for r, c in zip(rs, cs, strict=True)])
+                for rs, cs in zip(rewards, cost, strict=True)
+            ]
         scalars = flat_advantages(name, rewards, config)
         advantages = [
-            [torch.full_like(n, float(a)) for n, a in zip(ns, scalar)] for ns, scalar in zip(new, scalars)
+            [torch.full_like(n, float(a)) for n, a in zip(ns, scalar, strict=True)]
+            for ns, scalar in zip(new, scalars, strict=True)
         ]
     num_sequences = sum(len(g) for g in groups)
     num_tokens = sum(len(n) for ns in new for n in ns)
     total = torch.zeros((), dtype=torch.float64)
     for i in range(len(forest)):
         group_tokens = sum(len(n) for n in new[i])
-        for n, o, r, a in zip(new[i], old[i], ref[i], advantages[i]):
+        for n, o, r, a in zip(new[i], old[i], ref[i], advantages[i], strict=True):
             w = {
                 "sequence_mean": 1 / (num_sequences * len(n)),
                 "sequence_sum": 1 / num_sequences,

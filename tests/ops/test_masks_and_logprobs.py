@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from tests.forest import random_tree
 
 from rlkit.ops.logprobs import Support, logprobs_of_logits, scored_logprobs
 from rlkit.ops.masks import dense_mask, visible
+from tests.forest import random_tree
 
 
 def test_the_mask_of_the_example_in_records() -> None:
