@@ -20,7 +20,7 @@ def path(*parts: str, answer: str | None = None, task: Task = TASK) -> Trajector
 
 
 def _node(author: Author, text: str, parent: int) -> Node:
-    ids = np.arange(len(text), dtype=np.int32)
+    ids = np.arange(len(text) or 1, dtype=np.int32)  # a lone end token has no text
     if author != "policy":
         return Node(parent=parent, author=author, token_ids=ids, text=text)
     logprobs = np.zeros(len(ids), np.float32)
