@@ -40,10 +40,10 @@ def environment() -> dict[str, str]:
 def head(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a real head's job server; its own process group, so that no other Ray is touched."""
     port, gcs = free_port(), free_port()
-    command = [
-        str(BIN / "ray"), "start", "--head", "--block", f"--port={gcs}", f"--dashboard-port={port}",
-        "--dashboard-host=127.0.0.1", "--num-cpus=4", "--disable-usage-stats",
-    ]  # fmt: skip
+    command = [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=4", "--disable-usage-stats"]
+    command += [f"--port={gcs}", f"--dashboard-port={port}", "--dashboard-host=127.0.0.1"]
+    # Ports of the agent that runs jobs have fixed defaults, which another Ray on this machine may hold.
+    command += [f"--dashboard-agent-listen-port={free_port()}", f"--dashboard-agent-grpc-port={free_port()}"]
     log = (tmp_path_factory.mktemp("ray") / "head.log").open("w")
     process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True, cwd=ROOT)
     address = f"http://127.0.0.1:{port}"
