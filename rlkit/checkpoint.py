@@ -4,8 +4,8 @@
         manifest.json       step, state of ledger, cursor and counters, and size and hash of every other file
         model.safetensors   ...
 
-A folder is written under a temporary name, synced, and renamed: a folder with its final name is complete. A crash
-leaves a `.tmp` folder that the next save removes.
+A folder is written under a temporary name, synced, and renamed; it is renamed again before it is removed. So a folder
+with its final name is complete, and a crash leaves a `.tmp` folder that the next save removes.
 """
 
 from __future__ import annotations
@@ -50,23 +50,29 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
+def _remove(folder: Path) -> None:
+    """Under a name that no longer claims to be complete: a crash may leave half of it, for the next save to remove."""
+    shutil.rmtree(folder.rename(folder.with_name(f"{folder.name}.old.tmp")), ignore_errors=True)
+
+
 def read_checkpoint(folder: Path) -> Checkpoint:
     """Read and verify a checkpoint. Raises `CheckpointError` naming the file that is missing, torn or changed."""
     manifest = folder / "manifest.json"
     if not manifest.is_file():
         raise CheckpointError(f"{folder}: no manifest.json; it is not a complete checkpoint, use an earlier one")
     try:
-        content = json.loads(manifest.read_text())
-        files, step, state = content["files"], int(content["step"]), content["state"]
-    except (ValueError, KeyError, TypeError) as error:
+        content = json.loads(manifest.read_text(encoding="utf-8"))
+        if content.get("schema") != SCHEMA:
+            raise CheckpointError(f"{manifest}: schema {content.get('schema')}, this version reads {SCHEMA}")
+        files = {str(name): (int(entry["bytes"]), str(entry["blake2b"])) for name, entry in content["files"].items()}
+        step, state = int(content["step"]), content["state"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{manifest}: unreadable ({error}); use an earlier checkpoint") from error
-    if content.get("schema") != SCHEMA:
-        raise CheckpointError(f"{manifest}: schema {content.get('schema')}, this version reads {SCHEMA}")
-    for name, expected in files.items():
+    for name, (num_bytes, digest) in files.items():
         path = folder / name
         if not path.is_file():
             raise CheckpointError(f"{path}: missing; remove {folder} to resume from an earlier checkpoint")
-        if path.stat().st_size != expected["bytes"] or _digest(path) != expected["blake2b"]:
+        if path.stat().st_size != num_bytes or _digest(path) != digest:
             raise CheckpointError(
                 f"{path}: differs from its manifest, so it is corrupt; remove {folder} to resume from an earlier one"
             )
@@ -82,7 +88,8 @@ class CheckpointStore:
 
     def folders(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
-        return sorted(p for p in self.root.glob("step_*") if p.is_dir() and not p.name.endswith(".tmp"))
+        found = {p.name.removeprefix("step_"): p for p in self.root.glob("step_*") if p.is_dir()}
+        return [found[step] for step in sorted(filter(str.isdigit, found), key=int)]
 
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint, verified; None if there is none."""
@@ -98,26 +105,29 @@ class CheckpointStore:
         draft = self.root / f"step_{step:06d}.tmp"
         try:
             for stale in self.root.glob("*.tmp"):
-                shutil.rmtree(stale)
+                shutil.rmtree(stale, ignore_errors=True)
             draft.mkdir(parents=True)
             write(draft)
-            files = {}
-            for path in sorted(p for p in draft.rglob("*") if p.is_file()):
-                _sync(path)
-                name = path.relative_to(draft).as_posix()
-                files[name] = {"bytes": path.stat().st_size, "blake2b": _digest(path)}
-            manifest = draft / "manifest.json"
-            content = {"schema": SCHEMA, "step": step, "files": files, "state": dict(state)}
-            manifest.write_text(json.dumps(content, indent=1))
-            _sync(manifest)
-            _sync(draft)
+            self._seal(draft, step, state)
             if final.exists():  # the same step again after a resume: the old one is as good, replace it whole
-                shutil.rmtree(final)
+                _remove(final)
             draft.rename(final)
             _sync(self.root)
-        except OSError as error:
+            for old in self.folders()[: -self.keep]:
+                _remove(old)
+        except Exception as error:  # a full disk is an OSError here, and other types in safetensors, torch and Ray
             shutil.rmtree(draft, ignore_errors=True)
             raise CheckpointError(f"{final}: could not be written ({error}); earlier checkpoints are intact") from error
-        for old in self.folders()[: -self.keep]:
-            shutil.rmtree(old)
         return final
+
+    def _seal(self, draft: Path, step: int, state: Mapping[str, Any]) -> None:
+        """Bring what was written to the disk, and the manifest after it."""
+        files = {}
+        for path in sorted(p for p in draft.rglob("*") if p.is_file()):
+            _sync(path)
+            files[path.relative_to(draft).as_posix()] = {"bytes": path.stat().st_size, "blake2b": _digest(path)}
+        manifest = draft / "manifest.json"
+        content = {"schema": SCHEMA, "step": step, "files": files, "state": dict(state)}
+        manifest.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        _sync(manifest)
+        _sync(draft)
