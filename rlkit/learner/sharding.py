@@ -139,14 +139,14 @@ class Replicated:
         return {name: p.detach() for name, p in self._named()}
 
     def moments(self) -> dict[str, Tensor]:
-        """AdamW's own tensors where they are whole, gathered where they are not."""
+        """AdamW's own tensors where they are whole, gathered where they are not; in main memory."""
         out: dict[str, Tensor] = {}
         for name, parameter in self._named():
             state = self.optimizer.state.get(parameter, {})
             for key in MOMENTS if state else ():
                 whole = gathered(state[key])
                 if self.rank == 0:
-                    out[f"{key}.{name}"] = whole
+                    out[f"{key}.{name}"] = whole.cpu()
             if state and self.rank == 0:
                 out["step"] = state["step"]  # the same for all: every update moves every parameter
         return out

@@ -49,7 +49,7 @@ def results(folder: Path) -> Results:
         for rank in range(2)
     ]
     try:
-        outputs = [process.communicate(timeout=400)[0] for process in ranks]
+        outputs = [process.communicate(timeout=900)[0] for process in ranks]
     finally:
         for process in ranks:
             process.kill()
