@@ -91,10 +91,11 @@ class Forward:
         self.positions += [0] * missing
 
 
-def pack(drafts: Sequence[Draft], slots: Slots, *, budget: int, device: torch.device) -> Forward:
+def pack(drafts: Sequence[Draft], slots: Slots, *, budget: int, like: Tensor) -> Forward:
     """The next forward for `drafts`, those in flight in order of arrival; empty if nothing is left to compute.
 
-    `budget` bounds the tokens of all chunks, and is the grid on which chunks end.
+    `budget` bounds the tokens of all chunks, and is the grid on which chunks end. `like` is a weight of the model:
+    biases take its device and dtype.
     """
     ready = [draft for draft in drafts if draft.prefix.complete]
     slots.reserve(
@@ -105,7 +106,7 @@ def pack(drafts: Sequence[Draft], slots: Slots, *, budget: int, device: torch.de
         (draft for draft in ready if len(draft.tokens) - draft.num_computed == 1),
         key=lambda draft: draft.slot,
     )
-    forward = Forward(plan=Plan(slots=slots, decode=_decode(decoding, device) if decoding else None))
+    forward = Forward(plan=Plan(slots=slots, decode=_decode(decoding, like) if decoding else None))
     for draft in decoding:
         forward.feed(draft, 1)
 
@@ -120,11 +121,11 @@ def pack(drafts: Sequence[Draft], slots: Slots, *, budget: int, device: torch.de
         count = min(missing, budget - (owner.origin + owner.num_computed) % budget)
         if 0 < count <= left:
             left -= count
-            forward.plan.chunks.append(_chunk(draft, forward.feed(owner, count), count, device))
+            forward.plan.chunks.append(_chunk(draft, forward.feed(owner, count), count, like))
     return forward
 
 
-def _chunk(draft: Draft, start: int, count: int, device: torch.device) -> Chunk:
+def _chunk(draft: Draft, start: int, count: int, like: Tensor) -> Chunk:
     in_suffix = draft.prefix.complete
     offset = draft.num_computed if in_suffix else draft.prefix.num_computed
     width = pages(offset + count) if in_suffix else offset + count
@@ -134,37 +135,37 @@ def _chunk(draft: Draft, start: int, count: int, device: torch.device) -> Chunk:
         offset=offset,
         prefix=draft.prefix if draft.prefix.tokens else None,
         slot=draft.slot if in_suffix else None,
-        bias=_bias(torch.arange(offset, offset + count), width, device)[:, None],
+        bias=_bias(torch.arange(offset, offset + count), width, like)[:, None],
     )
 
 
-def _decode(drafts: Sequence[Draft], device: torch.device) -> Decode:
+def _decode(drafts: Sequence[Draft], like: Tensor) -> Decode:
     members: dict[int, list[int]] = {}
     for index, draft in enumerate(drafts):
         members.setdefault(id(draft.prefix), []).append(index)
     columns = torch.tensor([draft.num_computed for draft in drafts])
     return Decode(
-        rows=torch.tensor([draft.slot for draft in drafts], device=device),
-        columns=columns.to(device),
+        rows=torch.tensor([draft.slot for draft in drafts], device=like.device),
+        columns=columns.to(like.device),
         num_rows=drafts[-1].slot + 1,
-        bias=_bias(columns, pages(int(columns.max()) + 1), device)[:, None, None],
-        trees=tuple(_siblings(drafts[indices[0]].prefix, indices, device) for indices in members.values()),
+        bias=_bias(columns, pages(int(columns.max()) + 1), like)[:, None, None],
+        trees=tuple(_siblings(drafts[indices[0]].prefix, indices, like) for indices in members.values()),
     )
 
 
-def _siblings(prefix: Prefix, indices: list[int], device: torch.device) -> Siblings:
+def _siblings(prefix: Prefix, indices: list[int], like: Tensor) -> Siblings:
     first, last = indices[0], indices[-1]
     neighbours = last - first + 1 == len(indices)
     return Siblings(
         prefix=prefix if prefix.tokens else None,
-        members=slice(first, last + 1) if neighbours else torch.tensor(indices, device=device),
+        members=slice(first, last + 1) if neighbours else torch.tensor(indices, device=like.device),
     )
 
 
-def _bias(queries: Tensor, width: int, device: torch.device) -> Tensor:
+def _bias(queries: Tensor, width: int, like: Tensor) -> Tensor:
     """[W, width] 0 where a column is not after the query's own, else -inf."""
     future = torch.arange(width) > queries[:, None]
-    return torch.zeros(future.shape).masked_fill_(future, -torch.inf).to(device)
+    return torch.zeros(future.shape).masked_fill_(future, -torch.inf).to(like)
 
 
 def whole_vectors(num_tokens: int, widths: Sequence[int], num_threads: int) -> int:

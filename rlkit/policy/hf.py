@@ -103,6 +103,7 @@ class HfEngine:
         self._seed = seed
         self._version = version
         self._traits = take_over(model)
+        self._like = next(model.parameters())
         self._eos_ids = end_ids(model, tokenizer) if eos_ids is None else frozenset(eos_ids)
         self._constraint = constraint
 
@@ -232,7 +233,7 @@ class HfEngine:
         """Advance every sample in flight by one forward; returns those that ended."""
         self._admit()
         drafts = list(self._active.values())
-        forward = pack(drafts, self._slots, budget=self._config.prefill_chunk, device=self._device)
+        forward = pack(drafts, self._slots, budget=self._config.prefill_chunk, like=self._like)
         extendable: list[tuple[Draft, NDArray[np.float32]]] = []
         if forward.pieces:
             logits = self._forward(forward)

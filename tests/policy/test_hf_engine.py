@@ -42,6 +42,17 @@ def test_logprobs_are_those_of_a_plain_forward_in_float64(make_engine, exact_mod
         assert found.sampling.temperature == asked.sampling.temperature
 
 
+def test_half_precision_is_close_to_the_exact_distribution(model_dir, exact_model) -> None:
+    config = HfEngine.Config(deterministic=False, device="cpu", dtype="bfloat16", prefill_chunk=16)
+    engine = HfEngine.from_pretrained(config, model_dir, seed=3, eos_ids=())
+    prompt = ids(30)
+    for turn in range(2):  # a prompt, a decoded suffix and a chunk of a suffix
+        found = sample(engine, request(prompt, turn=turn, num_shared=30, max_tokens=12))[0]
+        exact = exact_logprobs(exact_model, prompt, found)
+        np.testing.assert_allclose(found.behavior_logprobs, exact, rtol=0, atol=0.02)
+        prompt = np.concatenate([prompt, found.token_ids, ids(20, seed=1)])
+
+
 def test_greedy_decoding_is_what_generate_finds(make_engine, model_dir) -> None:
     prompt = ids(20)
     model = AutoModelForCausalLM.from_pretrained(model_dir)
