@@ -15,7 +15,17 @@ from typing import Any, TypeVar
 
 from rlkit.records import Task, Trajectory
 
-__all__ = ["GroupReward", "Reward", "RewardResult", "Score", "Task", "Trajectory", "is_per_group", "per_group"]
+__all__ = [
+    "GroupReward",
+    "Reward",
+    "RewardResult",
+    "Score",
+    "Task",
+    "Trajectory",
+    "is_per_group",
+    "needs_answers",
+    "per_group",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,3 +56,9 @@ def per_group(function: F) -> F:
 def is_per_group(function: Callable[..., Any]) -> bool:
     """True if the reward was marked with `per_group`."""
     return bool(getattr(function, "per_group", False))
+
+
+def needs_answers(function: F) -> F:
+    """Mark a reward that reads `task.answers`, so that tasks without answers are refused before a run starts."""
+    function.needs_answers = True  # type: ignore[attr-defined]
+    return function
