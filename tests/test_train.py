@@ -17,8 +17,8 @@ from rlkit.config import load
 from rlkit.data.packing import Batch
 from rlkit.errors import CheckpointError, DataError, LearnerError
 from rlkit.learner.learner import UpdateReport
-from rlkit.records import Leaf, Node, RewardTerm, SamplingState, ScoredTree, Task, Tree
 from rlkit.recorder import Recorder, read_metrics
+from rlkit.records import Leaf, Node, RewardTerm, SamplingState, ScoredTree, Task, Tree
 from rlkit.rollout.build import tasks_of
 from rlkit.rollout.ledger import Draw, Ledger, TaskStream
 from rlkit.rollout.loop import RolloutSettings
