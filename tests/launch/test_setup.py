@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -38,11 +39,15 @@ class Machine:
 
     def run(self, command: str = "launch/setup", *arguments: str, **environment: str) -> tuple[int, str, list[str]]:
         """Exit status, what it said, and the calls of Python that it made."""
-        self.notes.write_text("")
+        before = len(self.calls())
         paths = {"PATH": f"{self.bin}:{os.environ['PATH']}", "NOTES": str(self.notes), "RLKIT_CACHE": str(self.cache)}
         full = [str(self.checkout / command), *arguments]
         done = subprocess.run(full, env=os.environ | paths | environment, capture_output=True, text=True)
-        return done.returncode, done.stdout + done.stderr, self.notes.read_text().splitlines()
+        return done.returncode, done.stdout + done.stderr, self.calls()[before:]
+
+    def calls(self) -> list[str]:
+        """What Python was asked for so far."""
+        return self.notes.read_text().splitlines() if self.notes.exists() else []
 
 
 @pytest.fixture
@@ -128,3 +133,11 @@ def test_launch_local_without_a_recipe_shows_its_usage_and_installs_nothing(mach
     status, said, calls = machine.run("launch/local")
     assert (status, calls) == (2, [])
     assert said.startswith("usage: launch/local RECIPE")
+
+
+@pytest.mark.skipif(shutil.which("flock") is None, reason="without flock, two set-ups are not kept apart")
+def test_of_two_launches_at_once_the_second_waits_and_finds_the_work_done(machine):
+    with ThreadPoolExecutor() as pool:
+        runs = [pool.submit(machine.run) for _ in range(2)]
+        assert [run.result()[0] for run in runs] == [0, 0]
+    assert sum("--editable" in call for call in machine.calls()) == 1
