@@ -137,7 +137,7 @@ class Contestant:
         print(json.dumps(asdict(job)), file=self._process.stdin, flush=True)
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self._process.args}\n" + "\n".join(self.log.read_text().splitlines()[-20:]))
+            raise RuntimeError("\n".join([self.log.stem, *self.log.read_text().splitlines()[-20:]]))
         seconds = (time.perf_counter() - start) * (os.cpu_count() or 1)
         outcome = Outcome(**json.loads(line))
         others = max(0.0, busy_s() - busy - outcome.step[1]) / seconds

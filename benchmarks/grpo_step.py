@@ -5,7 +5,8 @@
 
 Both sides are processes that wait for each other, so no step runs beside another. Each round rlkit samples and updates,
 then TRL samples for itself and updates on what rlkit sampled. The first round also records gradients and weights, off
-the clock. The table shows medians; `others` is what the rest of the machine took meanwhile.
+the clock; where there are more it is a warm-up that the medians leave out. `others` is what the rest of the machine
+took meanwhile.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +122,16 @@ def peer_python() -> Path:
     if not (PEER / "ready").exists():
         subprocess.run([sys.executable, "-m", "venv", "--clear", PEER], check=True)
         (PEER / ".gitignore").write_text("*\n")
-        command = [python, "-m", "pip", "install", "--quiet", *REQUIREMENTS, "--constraint", "constraints.txt"]
+        command: list[str | Path] = [
+            python,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            *REQUIREMENTS,
+            "--constraint",
+            "constraints.txt",
+        ]
         subprocess.run(command, cwd=ROOT, check=True)
         (PEER / "ready").touch()
     return python
@@ -212,6 +224,12 @@ def _apart(kind: str, a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) 
 # ------------------------------------------------------------------------------------------------------------ report
 
 
+def warm(shape: Mapping[str, Any], name: str) -> list[Any]:
+    """Steps of one side but for the first, unless it is the only one."""
+    steps: list[Any] = shape["steps"][name]
+    return steps[1:] or steps
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
     """One quantity of both sides over all rounds, and how many times smaller rlkit's is."""
@@ -222,9 +240,9 @@ class Pair:
     """Median of the ratios of each round."""
 
     @classmethod
-    def of(cls, shape: Mapping[str, Any], read: Callable[[Any], float]) -> Pair:
-        """Medians of what `read` finds in a step."""
-        ours, theirs = ([read(step) for step in shape["steps"][name]] for name in ("rlkit", "trl"))
+    def of(cls, shape: Mapping[str, Any], *keys: str | int) -> Pair:
+        """Medians of what the keys, one after the other, lead to in each step."""
+        ours, theirs = ([reduce(getitem, keys, s) for s in warm(shape, name)] for name in ("rlkit", "trl"))
         ratios = [b / a for a, b in zip(ours, theirs, strict=True) if a]
         return cls(
             ours=statistics.median(ours),
@@ -245,7 +263,8 @@ def markdown(result: Mapping[str, Any]) -> str:
         "# One GRPO step: rlkit and TRL",
         "",
         f"`{result['command']}`; {result['model']}, float32, learning rate {LEARNING_RATE}. Shapes are prompt / "
-        "completion / group in tokens, two prompts per step.",
+        "completion / group in tokens, two prompts per step. TRL without recomputed activations, about 2000 tokens per "
+        "forward and backward, `generate` of transformers; otherwise its defaults.",
     ]
     for peer, title in TITLES.items():
         shapes = [s for s in result["shapes"] if s["peer"] == peer]
@@ -283,20 +302,20 @@ def _name(shape: Mapping[str, Any]) -> str:
 def _times_row(shape: Mapping[str, Any], clock: int) -> str:
     cells = []
     for part in ("step", "generation", "learner"):
-        pair = Pair.of(shape, lambda step, part=part: step[part][clock])
+        pair = Pair.of(shape, part, clock)
         cells += [f"{pair.ours:.1f} / {pair.theirs:.1f}", f"**{pair.ratio:.2f}**"]
-    rounds, bound = len(shape["steps"]["trl"]), shape["bound"]
+    rounds, bound = len(warm(shape, "trl")), shape["bound"]
     return f"| {_name(shape)} | {bound:.2f} | {rounds} | {' | '.join(cells)} | {pair.ratio / bound:.0%} |"
 
 
 def _facts_row(shape: Mapping[str, Any]) -> str:
     apart = shape["apart"]
     cells = [f"{apart[kind]:.1e} ({apart[f'{kind}_worst']:.1e})" for kind in ("gradient", "weights", "update")]
-    memory = Pair.of(shape, lambda step: step["peak_bytes"] / 2**30)
-    others = Pair.of(shape, lambda step: step["others"])
+    memory = Pair.of(shape, "peak_bytes")
+    others = Pair.of(shape, "others")
     return (
         f"| {_name(shape)} | {' | '.join(cells)} | {shape['unique_tokens']} / {shape['flat_tokens']} "
-        f"| {memory.ours:.1f} / {memory.theirs:.1f} | {others.ours:.0%} / {others.theirs:.0%} |"
+        f"| {memory.ours / 2**30:.1f} / {memory.theirs / 2**30:.1f} | {others.ours:.0%} / {others.theirs:.0%} |"
     )
 
 
@@ -308,6 +327,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--patience", type=float, default=60, help="seconds to wait before a step for a quiet machine")
     parser.add_argument("--peers", nargs="+", choices=TITLES, default=list(TITLES))
+    parser.add_argument("--add", action="store_true", help="keep what the files say of other shapes and peers")
     parser.add_argument("--name", default="grpo_step", help="of the two files in benchmarks/results")
     options = parser.parse_args(arguments)
 
@@ -322,6 +342,8 @@ def main(arguments: Sequence[str]) -> None:
             "machine": facts,
             "shapes": [],
         }
+        if options.add:
+            result["shapes"] = json.loads((results / f"{options.name}.json").read_text())["shapes"]
         for peer, name in itertools.product(options.peers, options.shapes):
             found = measure(
                 SHAPES[name],
@@ -332,7 +354,8 @@ def main(arguments: Sequence[str]) -> None:
                 threads=options.threads,
                 patience_s=options.patience,
             )
-            result["shapes"].append(found)
+            others = [s for s in result["shapes"] if (s["peer"], s["shape"]) != (peer, found["shape"])]
+            result["shapes"] = [*others, found | {"load_average": os.getloadavg()[0], "commit": facts["commit"]}]
             # After every shape: an interrupted run keeps what it has.
             (results / f"{options.name}.json").write_text(json.dumps(result, indent=1) + "\n")
             (results / f"{options.name}.md").write_text(markdown(result))
@@ -340,7 +363,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _peer_version() -> str:
-    command = [peer_python(), "-c", "from importlib.metadata import version; print(version('trl'))"]
+    command: list[str | Path] = [peer_python(), "-c", "from importlib.metadata import version; print(version('trl'))"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 

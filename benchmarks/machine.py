@@ -39,7 +39,9 @@ def _cpu() -> str:
     info = Path("/proc/cpuinfo")
     if not info.exists():
         return platform.processor() or platform.machine()
-    fields = dict(map(str.strip, line.split(":", 1)) for line in info.read_text().splitlines() if ":" in line)
+    fields: dict[str, str] = {}
+    for name, _, value in (line.partition(":") for line in info.read_text().splitlines()):
+        fields[name.strip()] = value.strip()
     units = [unit for unit in ("avx2", "avx512f", "amx_tile") if unit in fields.get("flags", "").split()]
     numbers = "/".join(fields.get(name, "?") for name in ("cpu family", "model", "stepping"))
     return f"{fields.get('model name', platform.machine())}, family/model/stepping {numbers}, {' '.join(units)}"

@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def peak() -> tuple[float, float]:
         a, b = torch.randn(size, size), torch.randn(size, size)
         out = torch.empty(size, size)
         for _ in range(4):
-            wall, cpu = _clocked(lambda a=a, b=b, out=out: torch.mm(a, b, out=out))
+            wall, cpu = _clocked(partial(torch.mm, a, b, out=out))
             best = [max(best[0], 2 * size**3 / wall), max(best[1], 2 * size**3 / cpu)]
     return best[0], best[1]
 

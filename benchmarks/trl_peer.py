@@ -120,6 +120,7 @@ def main() -> None:
         disable_tqdm=True,
     )
     pace = Pace()
+    trainer: Peer
     trainer = Peer(
         model=AutoModelForCausalLM.from_pretrained(options.folder, dtype=torch.float32, local_files_only=True),
         reward_funcs=lambda completions, **_: [r for group in trainer.job.rewards for r in group],

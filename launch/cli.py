@@ -56,9 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     formatter = argparse.RawDescriptionHelpFormatter
     description = "Reinforcement learning of language models on prefix trees."
-    parser = argparse.ArgumentParser(
-        "rlkit", description=description, epilog=EXAMPLES, formatter_class=formatter
-    )
+    parser = argparse.ArgumentParser("rlkit", description=description, epilog=EXAMPLES, formatter_class=formatter)
     parser.add_argument("--version", action="version", version=f"rlkit {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", title="commands")
     found: dict[str, argparse.ArgumentParser] = {}
@@ -69,15 +67,9 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         ("explain", "say what would run: processes, memory, tokens, outputs"),
     ):
         found[name] = commands.add_parser(name, help=summary, description=summary)
-        found[name].add_argument(
-            "recipe", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe"
-        )
-        found[name].add_argument(
-            "overrides", metavar="key=value", nargs="*", help="settings that win over the file"
-        )
-    found["eval"].add_argument(
-        "--checkpoint", type=Path, help="a checkpoint or run folder; without it: model.path"
-    )
+        found[name].add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe")
+        found[name].add_argument("overrides", metavar="key=value", nargs="*", help="settings that win over the file")
+    found["eval"].add_argument("--checkpoint", type=Path, help="a checkpoint or run folder; without it: model.path")
     found["list"] = commands.add_parser("list", help="name what a recipe can choose from")
     found["list"].add_argument("what", nargs="?", choices=LISTS, metavar="WHAT", help=" | ".join(LISTS))
     found["report"] = commands.add_parser("report", help="write one HTML page about a run")
@@ -96,9 +88,7 @@ def _command(arguments: list[str], commands: dict[str, argparse.ArgumentParser])
 
         recipes = [file.stem for file in shipped_recipes().glob("*.yaml")]
         if first not in recipes:
-            raise RlkitError(
-                f"'{first}' is neither a command nor a recipe{nearest(first, [*commands, *recipes])}"
-            )
+            raise RlkitError(f"'{first}' is neither a command nor a recipe{nearest(first, [*commands, *recipes])}")
     return "train", arguments
 
 

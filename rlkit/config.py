@@ -74,9 +74,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Resolved:
     _check_shape(layer.values)
     values = _interpolated({"name": file.stem, "out": "runs/${name}", **layer.values})
     run = build(Run, {key: values[key] for key in ("name", "seed", "out") if key in values}, "")
-    sections: dict[str, Any] = {
-        name: build(cls, values.get(name) or {}, name) for name, cls in SECTIONS.items()
-    }
+    sections: dict[str, Any] = {name: build(cls, values.get(name) or {}, name) for name, cls in SECTIONS.items()}
     plugins = _plugins(values, str(file.resolve().parent))
     recipe = Recipe(name=run.name, seed=run.seed, out=run.out, **sections, **plugins)
     check(recipe)
@@ -86,9 +84,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Resolved:
 
 def _interpolated(values: dict[str, Any]) -> dict[str, Any]:
     """Fill in `${name}`, `${oc.env:HOME,default}` and `${rollout.group_size}`, defaults included."""
-    written = [
-        (path, value) for path, value in layers.leaves(values) if isinstance(value, str) and "${" in value
-    ]
+    written = [(path, value) for path, value in layers.leaves(values) if isinstance(value, str) and "${" in value]
     defaults = {name: dataclasses.asdict(cls()) for name, cls in SECTIONS.items()}
     for path, value in written:  # the grammar first: merging would not say which one is wrong
         with _filling(path):
@@ -124,9 +120,7 @@ def _check_shape(values: Mapping[str, Any]) -> None:
         raise RecipeError("rewards", f"{problem}; write rewards: [{{kind: exact_match}}]")
     for index, reward in enumerate(rewards):
         if not isinstance(reward, dict):
-            raise RecipeError(
-                join("rewards", index), f"{reward!r} is not a mapping; write {{kind: {reward}}}"
-            )
+            raise RecipeError(join("rewards", index), f"{reward!r} is not a mapping; write {{kind: {reward}}}")
 
 
 def _plugins(values: Mapping[str, Any], folder: str) -> dict[str, Any]:
@@ -144,8 +138,7 @@ def _plugins(values: Mapping[str, Any], folder: str) -> dict[str, Any]:
     light_first = sorted(sections, key=lambda path: path in ("engine", "algorithm"))
     loaded = {path: _load(*sections[path], specs[path], folder, path) for path in light_first}
     rewards = tuple(
-        _reward(reward, loaded[join("rewards", index)], index)
-        for index, reward in enumerate(values["rewards"])
+        _reward(reward, loaded[join("rewards", index)], index) for index, reward in enumerate(values["rewards"])
     )
     return {"rewards": rewards, **{name: loaded.get(name) for name in PLUGINS}}
 
@@ -166,9 +159,7 @@ def _load(family: Family, section: Mapping[str, Any], spec: str, folder: str, pa
     taken = {"kind", *(layers.REWARD_COMMON if family == "rewards" else ())}
     for field in dataclasses.fields(config):
         if field.name in taken:
-            raise RecipeError(
-                f"{path}.kind", f"{spec!r} has a setting '{field.name}', which is rlkit's own; rename it"
-            )
+            raise RecipeError(f"{path}.kind", f"{spec!r} has a setting '{field.name}', which is rlkit's own; rename it")
     own = {key: value for key, value in section.items() if key != "kind"}
     settings: Any = build(config, own, path)
     return PluginSection(family=family, kind=section["kind"], spec=spec, folder=folder, settings=settings)
@@ -178,9 +169,7 @@ def _reward(section: Mapping[str, Any], plugin: PluginSection, index: int) -> Re
     common = {key: section[key] for key in layers.REWARD_COMMON if key in section}
     common.setdefault("name", plugin.spec.rpartition(":")[2] if ":" in plugin.kind else plugin.kind)
     checked = build(RewardCommon, common, join("rewards", index))
-    return RewardSection(
-        name=checked.name, weight=checked.weight, deadline_s=checked.deadline_s, plugin=plugin
-    )
+    return RewardSection(name=checked.name, weight=checked.weight, deadline_s=checked.deadline_s, plugin=plugin)
 
 
 def _plain(value: Any, name: str = "") -> Any:
@@ -194,9 +183,7 @@ def _plain(value: Any, name: str = "") -> Any:
         own = {key: getattr(value, key) for key in layers.REWARD_COMMON}
         return {"kind": plugin.pop("kind"), **own, **plugin}
     if dataclasses.is_dataclass(value):
-        return {
-            field.name: _plain(getattr(value, field.name), field.name) for field in dataclasses.fields(value)
-        }
+        return {field.name: _plain(getattr(value, field.name), field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {str(key): _plain(item, str(key)) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -40,14 +40,10 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [
-        (tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float", ":timestamp"))
-    ]
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float", ":timestamp"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|false|True|False)$"), list("tfTF")
-)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false|True|False)$"), list("tfTF"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:\d+\.\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.inf|\.nan)$"),
@@ -121,17 +117,13 @@ def override(layer: Layer, arguments: Sequence[str]) -> Layer:
 def _parse_override(argument: str) -> tuple[list[str | int], Any]:
     path, equals, text = argument.partition("=")
     if not equals or not re.fullmatch(r"\w+(\.\w+|\[\d+\])*", path):
-        raise RecipeError(
-            "", f"'{argument}' is not key=value, for example optim.lr=1e-5 or rewards.0.weight=0.5"
-        )
+        raise RecipeError("", f"'{argument}' is not key=value, for example optim.lr=1e-5 or rewards.0.weight=0.5")
     if path == "base":
         raise RecipeError("base", "cannot be set on the command line; run the recipe itself")
     try:
         value = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        raise RecipeError(
-            path, f"{text!r} is not a YAML value; quote it for the shell and for YAML"
-        ) from error
+        raise RecipeError(path, f"{text!r} is not a YAML value; quote it for the shell and for YAML") from error
     return [int(part) if part.isdigit() else part for part in re.findall(r"\w+", path)], value
 
 
@@ -149,11 +141,7 @@ def _set(values: Any, keys: Sequence[str | int], value: Any) -> str:
             raise RecipeError(path, f"'{here}' is {node!r}, which has no settings")
         key = key if isinstance(node, list) else str(key)
         if position == len(keys) - 1:
-            if (
-                key == "kind"
-                and _changes_kind(node, {"kind": value})
-                and keys[0] in (*PLUGIN_SECTIONS, "rewards")
-            ):
+            if key == "kind" and _changes_kind(node, {"kind": value}) and keys[0] in (*PLUGIN_SECTIONS, "rewards"):
                 kept = {name: node[name] for name in REWARD_COMMON if name in node and keys[0] == "rewards"}
                 node.clear()
                 node.update(kept)
@@ -191,9 +179,7 @@ def _parse(file: Path) -> Layer:
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError("", f"{shown(file)}: cannot be read: {error}") from error
     if not isinstance(values, dict):
-        raise RecipeError(
-            "", f"{shown(file)}: is not a mapping of sections, such as 'rollout: {{group_size: 8}}'"
-        )
+        raise RecipeError("", f"{shown(file)}: is not a mapping of sections, such as 'rollout: {{group_size: 8}}'")
     origins = {path: f"{shown(file)}:{lines[path]}" for path, _ in leaves(values)}
     return Layer(values=values, origins=origins)
 

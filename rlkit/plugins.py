@@ -170,8 +170,7 @@ class Description:
 def describe(family: Family) -> list[Description]:
     """The plug-ins of a family, read from their source: nothing is imported."""
     return [
-        Description(kind=kind, summary=_summary(*spec.split(":")), spec=spec)
-        for kind, spec in TABLES[family].items()
+        Description(kind=kind, summary=_summary(*spec.split(":")), spec=spec) for kind, spec in TABLES[family].items()
     ]
 
 

@@ -254,9 +254,7 @@ class Run:
     def __post_init__(self) -> None:
         at_least(self, 0, "seed")
         if not re.fullmatch(r"[\w.-]+", self.name):
-            raise ValueError(
-                f"name: {self.name!r} has other characters than letters, digits, '.', '-' and '_'"
-            )
+            raise ValueError(f"name: {self.name!r} has other characters than letters, digits, '.', '-' and '_'")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,9 +33,7 @@ def build(cls: type[T], values: Mapping[str, Any], path: str) -> T:
             known = nearest(key, fields) or "; it takes no settings"
             raise RecipeError(join(path, key), f"unknown setting{known}")
     for name, field in fields.items():
-        optional = (
-            field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
-        )
+        optional = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
         if not optional and name not in values:
             raise RecipeError(join(path, name), f"missing; it is {type_name(hints[name])}")
     try:

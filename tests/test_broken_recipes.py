@@ -36,8 +36,7 @@ BROKEN_OVERRIDES = {
         "model.dtype: 'float16' (str) is not one of float32, bfloat16, float64; did you mean 'bfloat16'?"
     ),
     "learner.kind=fsdp": (
-        "learner.kind: 'fsdp' (str) is not one of single, ddp, fsdp2, zero1, zero2, zero3; "
-        "did you mean 'fsdp2'?"
+        "learner.kind: 'fsdp' (str) is not one of single, ddp, fsdp2, zero1, zero2, zero3; did you mean 'fsdp2'?"
     ),
     # ranges
     "optim.lr=-1": "optim.lr: -1.0 is not above 0",
@@ -52,9 +51,7 @@ BROKEN_OVERRIDES = {
     "env.turns=0": "env.turns: 0 is below 1",
     "name=a/b": "name: 'a/b' has other characters than letters, digits, '.', '-' and '_'",
     # combinations
-    "rollout.group_size=1": (
-        "rollout.group_size: 1 is below 2: own.py:ALGORITHM compares the trajectories of a task"
-    ),
+    "rollout.group_size=1": ("rollout.group_size: 1 is below 2: own.py:ALGORITHM compares the trajectories of a task"),
     "learner.row_tokens=100": ("learner.row_tokens: 100 is below model.max_context=2048: rows hold paths"),
     "rollout.max_completion_tokens=4000": (
         "rollout.max_completion_tokens: 4000 fills model.max_context=2048: no prompt fits"
@@ -65,9 +62,7 @@ BROKEN_OVERRIDES = {
     "model.dtype=float64 model.attention=flex": (
         "model.attention: 'flex' does not compute in float64; use model.attention=sdpa"
     ),
-    "model.dtype=float64 learner.kind=zero1": (
-        "model.dtype: 'float64' is lost under learner.kind=zero1; use fsdp2"
-    ),
+    "model.dtype=float64 learner.kind=zero1": ("model.dtype: 'float64' is lost under learner.kind=zero1; use fsdp2"),
     "cluster.kind=ray cluster.learner_ranks=2": (
         "learner.kind: 'single' is one process, not cluster.learner_ranks=2; use ddp, fsdp2 or zero1"
     ),
@@ -75,16 +70,12 @@ BROKEN_OVERRIDES = {
         "cluster.learner_ranks: 2 with cluster.kind=local, which is one process; use cluster.kind=ray"
     ),
     "cluster.address=auto": "cluster.address: 'auto' with cluster.kind=local; use cluster.kind=ray",
-    "env.kind=own.py:Searcher": (
-        "retriever: missing: env 'own.py:Searcher' searches; write retriever: {kind: bm25}"
-    ),
+    "env.kind=own.py:Searcher": ("retriever: missing: env 'own.py:Searcher' searches; write retriever: {kind: bm25}"),
     "rewards.0.weight=0": "rewards: every weight is 0, so there is nothing to learn from",
     # shapes
     "rollout=5": "rollout: 5 is not a mapping; write rollout: {setting: value}",
     "retriever=bm25": "retriever: 'bm25' is not a mapping; write retriever: {kind: bm25}",
-    "rewards={kind: f1}": (
-        "rewards: {'kind': 'f1'} is not a list of rewards; write rewards: [{kind: exact_match}]"
-    ),
+    "rewards={kind: f1}": ("rewards: {'kind': 'f1'} is not a list of rewards; write rewards: [{kind: exact_match}]"),
     "rewards=[f1]": "rewards[0]: 'f1' is not a mapping; write {kind: f1}",
     "rewards=[]": "rewards: missing; write rewards: [{kind: exact_match}]",
     "rewards.1.weight=1": "rewards[1]: 'rewards' has 1, counted from 0",
@@ -110,9 +101,7 @@ BROKEN_OVERRIDES = {
         "task.kind: cannot import '{folder}/typo.py': SyntaxError: invalid syntax (typo.py, line 1)"
     ),
     "env.kind=own.py:Untyped": "env.kind: Untyped.Config is not a dataclass",
-    "rewards.0.kind=own.py:brevety": (
-        "rewards[0].kind: '{folder}/own.py' has no 'brevety'; did you mean 'brevity'?"
-    ),
+    "rewards.0.kind=own.py:brevety": ("rewards[0].kind: '{folder}/own.py' has no 'brevety'; did you mean 'brevity'?"),
     "rewards.0.kind=own.py:NUMBER": "rewards[0].kind: 3 is not callable",
     "rewards.0.kind=own.py:keyword": "rewards[0].word: missing; it is text",
     "rewards.0.kind=own.py:weighted": (
@@ -125,9 +114,7 @@ BROKEN_OVERRIDES = {
     "optim.lr": "'optim.lr' is not key=value, for example optim.lr=1e-5 or rewards.0.weight=0.5",
     "optim..lr=3": "'optim..lr=3' is not key=value, for example optim.lr=1e-5 or rewards.0.weight=0.5",
     "optim.lr=[1": "optim.lr: '[1' is not a YAML value; quote it for the shell and for YAML",
-    "optim.lr=${optim.rl}": (
-        "optim.lr: cannot fill in an interpolation: Interpolation key 'optim.rl' not found"
-    ),
+    "optim.lr=${optim.rl}": ("optim.lr: cannot fill in an interpolation: Interpolation key 'optim.rl' not found"),
     "optim.lr=${": "optim.lr: cannot fill in an interpolation: no viable alternative at input '${'",
     "base=other.yaml": "base: cannot be set on the command line; run the recipe itself",
 }

@@ -78,9 +78,7 @@ def test_another_kind_of_reward_keeps_its_weight(recipe: Path) -> None:
 
 
 def test_numbers_in_scientific_notation_are_numbers_and_off_is_a_word(recipe: Path) -> None:
-    recipe.write_text(
-        f"{RECIPE}optim: {{lr: 1e-6}}\nlog: {{wandb: off}}\nname: 2024-01-01\n", encoding="utf-8"
-    )
+    recipe.write_text(f"{RECIPE}optim: {{lr: 1e-6}}\nlog: {{wandb: off}}\nname: 2024-01-01\n", encoding="utf-8")
     resolved = load(recipe).recipe
     assert (resolved.optim.lr, resolved.log.wandb, resolved.name) == (1e-6, "off", "2024-01-01")
 

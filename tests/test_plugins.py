@@ -29,9 +29,7 @@ def test_every_family_has_a_table() -> None:
 
 
 @pytest.mark.parametrize(("family", "kind"), NAMES, ids=[f"{family}-{kind}" for family, kind in NAMES])
-def test_every_short_name_leads_to_a_plugin_with_settings_and_a_description(
-    family: Family, kind: str
-) -> None:
+def test_every_short_name_leads_to_a_plugin_with_settings_and_a_description(family: Family, kind: str) -> None:
     spec = resolve(family, kind)
     module = spec.partition(":")[0]
     if importlib.util.find_spec(module) is None:

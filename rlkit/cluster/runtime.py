@@ -28,6 +28,7 @@ def connected(cluster: Cluster) -> Iterator[None]:
     address = cluster.address or ("auto" if os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID") else None)
     options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}
     if address is None:
+        address = "local"  # not None, which joins whatever Ray happens to run on this machine
         # Workers are counted in CPUs; a laptop with fewer cores than workers still runs, only slower.
         threads = (cluster.rollout_workers + cluster.learner_ranks) * cluster.threads_per_worker + 1
         options |= {"num_cpus": max(threads, os.cpu_count() or 1), "include_dashboard": False}

@@ -102,8 +102,23 @@ def test_ray_ranks_and_one_process_train_the_same_weights(cluster: None, model: 
     found = {}
     for name, overrides in runs.items():
         out = tmp_path / name
-        assert run_recipe(recipe(model, f"out={out}", "train.eval_every=0", "log.tensorboard=false", *overrides)) == 0
+        assert (
+            run_recipe(
+                recipe(
+                    model,
+                    f"out={out}",
+                    "algorithm.entropy_coef=0.1",
+                    "train.eval_every=0",
+                    "log.tensorboard=false",
+                    *overrides,
+                )
+            )
+            == 0
+        )
         found[name] = load_file(out / "checkpoints/step_000002/model.safetensors")
+    start = load_file(model / "model.safetensors")
+    # A random model earns no reward; the entropy bonus is what moves the weights here.
+    assert any(not np.array_equal(weights, start[name]) for name, weights in found["local"].items() if name in start)
     for name, weights in found["local"].items():
         assert np.array_equal(weights, found["workers"][name]), name
         # Two ranks add the same numbers in another order. Adam divides by the root of tiny second moments, so a

@@ -43,17 +43,13 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Any, ..
 
 
 @pytest.mark.parametrize("words", [[], ["train"]])
-def test_a_recipe_runs_with_and_without_the_word_train(
-    recipe: Path, calls: list[Any], words: list[str]
-) -> None:
+def test_a_recipe_runs_with_and_without_the_word_train(recipe: Path, calls: list[Any], words: list[str]) -> None:
     assert main([*words, str(recipe), "model.path=model", "optim.lr=2e-5"]) == 0
     ((_, resolved),) = calls
     assert resolved.recipe.optim.lr == 2e-5
 
 
-def test_options_may_stand_between_recipe_and_overrides(
-    recipe: Path, calls: list[Any], tmp_path: Path
-) -> None:
+def test_options_may_stand_between_recipe_and_overrides(recipe: Path, calls: list[Any], tmp_path: Path) -> None:
     assert main(["eval", str(recipe), "model.path=model", "--checkpoint", str(tmp_path), "eval.tasks=3"]) == 3
     ((_, resolved, checkpoint),) = calls
     assert resolved.recipe.eval.tasks == 3
@@ -101,9 +97,7 @@ def test_an_error_of_a_running_recipe_is_one_line_too(
         main([str(recipe), "model.path=model"])
 
 
-def test_show_prints_yaml_that_runs_again_with_origins(
-    recipe: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_show_prints_yaml_that_runs_again_with_origins(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", str(recipe), "optim.lr=2e-5", "rewards.0.words=[a, b]"]) == 0
     text = capsys.readouterr().out
     (lr,) = (line for line in text.splitlines() if line.startswith("  lr:"))
@@ -153,9 +147,7 @@ def test_help_and_a_typo_import_neither_torch_nor_ray() -> None:
         "import sys; from rlkit.launch.cli import main; main(['quickstart', 'optimm.lr=1']);"
         "assert not {'torch', 'ray', 'transformers'} & set(sys.modules)"
     )
-    process = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    process = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert process.stderr == "error: optimm: unknown section; did you mean 'optim'?\n"
 
 
