@@ -34,10 +34,10 @@ def loss_inputs(row: Row, logprobs: Tensor, entropy: Tensor) -> LossInputs:
     """Join the model's scores with the row's credit, in the scores' dtype and device."""
 
     def floats(array: np.ndarray) -> Tensor:
-        return torch.as_tensor(array, dtype=logprobs.dtype, device=logprobs.device)
+        return torch.tensor(array, dtype=logprobs.dtype, device=logprobs.device)
 
     def ints(array: np.ndarray) -> Tensor:
-        return torch.as_tensor(array, dtype=torch.long, device=logprobs.device)
+        return torch.tensor(array, dtype=torch.long, device=logprobs.device)
 
     def optional(array: np.ndarray) -> Tensor | None:
         return None if np.isnan(array).any() else floats(array)

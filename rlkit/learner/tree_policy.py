@@ -46,7 +46,7 @@ class RowInputs:
         """Copy a row to `device`; temperatures become `dtype`."""
 
         def ints(array: np.ndarray) -> Tensor:
-            return torch.as_tensor(array, dtype=torch.long, device=device)
+            return torch.tensor(array, dtype=torch.long, device=device)  # a copy: Ray lends arrays read-only
 
         support = None
         if len(row.support_ids):
@@ -57,7 +57,7 @@ class RowInputs:
             end=ints(row.end),
             score_positions=ints(row.score_positions),
             targets=ints(row.targets),
-            temperature=torch.as_tensor(row.temperature, dtype=dtype, device=device),
+            temperature=torch.tensor(row.temperature, dtype=dtype, device=device),
             support=support,
         )
 
