@@ -20,8 +20,8 @@ from torch import Tensor
 
 __all__ = ["PAGE", "KeyValue", "Prefix", "Slots", "Suffix", "pages"]
 
-PAGE = 64
-"""Columns are read in multiples of this, so that scores have few different shapes."""
+PAGE = 32
+"""Columns are read in multiples of this. Not fewer: torch has a slower loop, with other rounding, for tiny products."""
 
 
 class KeyValue(NamedTuple):

@@ -46,21 +46,18 @@ def draw(
     where the logits have a NaN or no finite maximum, or where `allowed` is empty.
     """
     kept = kept_ids(logits, sampling, allowed)
-    scaled = _scaled(logits if kept is None else logits[kept], sampling)  # [K]
-    mass = np.exp(scaled).cumsum()  # [K] sequential, so no sum depends on how a library splits it
+    row = logits if kept is None else logits[kept]  # [K]
+    mass = _mass(row, sampling)
+    np.cumsum(mass, out=mass)  # sequential, so no sum depends on how a library splits it
     total = mass[-1]
     if sampling.temperature == 0:
-        index = int(scaled.argmax())
+        index = int(row.argmax())
     else:
-        # The first entry whose cumulative mass exceeds the point: one of mass 0 is never drawn, not even at
-        # point 0. Rounding may carry `point * total` up to `total`, hence the bound: the last token that has
-        # any mass.
+        # The first entry whose cumulative mass exceeds the point: one of mass 0 is never drawn, not even at point 0.
+        # Rounding may carry `point * total` up to `total`, hence the bound: the last token that has any mass.
         index = int(min(np.searchsorted(mass, point * total, side="right"), np.searchsorted(mass, total)))
-    return Draw(
-        token_id=index if kept is None else int(kept[index]),
-        logprob=float(scaled[index] - np.log(total)),
-        kept=kept,
-    )
+    scaled = (float(row[index]) - float(row.max())) / (sampling.temperature or 1.0)
+    return Draw(token_id=index if kept is None else int(kept[index]), logprob=scaled - float(np.log(total)), kept=kept)
 
 
 def kept_ids(
@@ -80,7 +77,7 @@ def kept_ids(
         ids = _top_k(logits, ids, sampling.top_k)
     if sampling.top_p < 1:
         ids = np.arange(len(logits), dtype=np.int32) if ids is None else ids
-        ids = _top_p(_scaled(logits[ids], sampling), ids, sampling.top_p)
+        ids = _top_p(logits[ids], sampling, ids)
     return ids
 
 
@@ -95,13 +92,16 @@ def sampling_state(sampling: Sampling, draws: Sequence[Draw], vocab_size: int) -
     return SamplingState(temperature=temperature, support_offsets=offsets, support_ids=np.concatenate(sets))
 
 
-def _scaled(logits: NDArray[np.floating], sampling: Sampling) -> NDArray[np.float64]:
-    """Logits over temperature, shifted so that the largest is 0."""
+def _mass(logits: NDArray[np.floating], sampling: Sampling) -> NDArray[np.float64]:
+    """Unnormalised probabilities, 1 for the likeliest. One buffer: at V = 49,152 new memory costs more than `exp`."""
     peak = logits.max()
     if not np.isfinite(peak):  # NaN spreads through max
         raise EngineError(f"the largest logit is {peak}: the weights diverged, or the constraint forbids every token")
-    shifted = logits.astype(np.float64) - float(peak)
-    return shifted / sampling.temperature if sampling.temperature else shifted
+    mass = logits.astype(np.float64)
+    mass -= peak
+    if sampling.temperature not in (0, 1):
+        mass /= sampling.temperature
+    return np.exp(mass, out=mass)
 
 
 def _top_k(logits: NDArray[np.floating], ids: Ids, k: int) -> Ids:
@@ -115,13 +115,12 @@ def _top_k(logits: NDArray[np.floating], ids: Ids, k: int) -> Ids:
     return ids[keep]
 
 
-def _top_p(scaled: NDArray[np.float64], ids: Ids, p: float) -> Ids:
-    """The smallest set of likeliest ids that holds at least `p` of the mass of `scaled` [K]."""
-    mass = np.exp(scaled)
+def _top_p(logits: NDArray[np.floating], sampling: Sampling, ids: Ids) -> Ids:
+    """The smallest set of likeliest `ids` that holds at least `top_p` of the mass of their `logits` [K]."""
+    p, mass = sampling.top_p, _mass(logits, sampling)
     total = mass.sum()
-    # All entries below this together hold less than 1 - p, so the set is complete without them: a far shorter
-    # sort.
+    # All entries below this together hold less than 1 - p, so the set is complete without them: a far shorter sort.
     likely = np.flatnonzero(mass >= (1 - p) * total / len(mass))
-    order = likely[np.argsort(-scaled[likely], kind="stable")]  # stable: of equals the lower id first
+    order = likely[np.argsort(-logits[likely], kind="stable")]  # stable: of equals the lower id first
     count = int(np.searchsorted(mass[order].cumsum(), p * total)) + 1
     return ids[np.sort(order[:count])]
