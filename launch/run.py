@@ -66,13 +66,17 @@ def weights_folder(start: str) -> Path:
 @contextmanager
 def _parts(resolved: Resolved, *, checkpoint: Path | None = None, log: bool = True) -> Iterator[Parts]:
     """Everything the loop needs, closed again afterwards."""
+    from rlkit.models.pretrained import OFFLINE, resolve_model
+
+    for name, value in OFFLINE.items():
+        os.environ.setdefault(name, value)  # before transformers is imported
+
     from rlkit.policy.invariance import VARIABLE, strict_mode
 
     # MKL reads this at its first product, so it is set before a model exists (rlkit/policy/invariance.py).
     os.environ.setdefault(VARIABLE, strict_mode())
 
     from rlkit.checkpoint import CheckpointStore
-    from rlkit.models.pretrained import resolve_model
     from rlkit.recorder import Recorder
     from rlkit.rollout.build import build_source, tasks_of
     from rlkit.rollout.ledger import Ledger, TaskStream

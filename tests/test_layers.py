@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "rollout": {"rollout", "policy", "data", "protocols", "ground"},
     "train": {"train", "rollout", "learner", "sync", "policy", "algorithms", "data", "protocols", "ground"},
     "report": {"report", "ground"},
-    "cluster": {"cluster", "train", "rollout", "learner", "sync", "policy", "data", "protocols", "ground"},
+    "cluster": {"cluster", "train", "models", "rollout", "learner", "sync", "policy", "data", "protocols", "ground"},
     "launch": {
         "launch",
         "cluster",

@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 
+from rlkit.models.pretrained import OFFLINE
 from rlkit.policy.invariance import VARIABLE, strict_mode
 from rlkit.recipe import Cluster
 
@@ -47,5 +48,5 @@ def actor_options(threads: int, gpus: float = 0.0, cpus: float | None = None) ->
 
     Threads are fixed through the environment because MKL and OpenMP read it once, when torch is first imported.
     """
-    env = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), VARIABLE: strict_mode()}
+    env = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), VARIABLE: strict_mode(), **OFFLINE}
     return {"num_cpus": threads if cpus is None else cpus, "num_gpus": gpus, "runtime_env": {"env_vars": env}}

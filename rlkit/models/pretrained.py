@@ -11,10 +11,13 @@ from pathlib import Path
 
 from rlkit.errors import RecipeError, nearest
 
-__all__ = ["CHECKSUMS", "PREPARED", "cache_root", "is_prepared", "prepared_path", "resolve_model"]
+__all__ = ["CHECKSUMS", "OFFLINE", "PREPARED", "cache_root", "is_prepared", "prepared_path", "resolve_model"]
 
 PREPARED = {"smollm2-135m": "smollm2-135m-instruct"}
 """Name in a recipe -> folder below `cache_root()`."""
+
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+"""Environment of every process that loads a model: no network, and no bars across the live table."""
 
 CHECKSUMS = "SHA256SUMS"
 """The file written last into a prepared folder, in the form that `sha256sum -c` reads."""
