@@ -15,6 +15,7 @@ from rlkit.recipe import Recipe
 from rlkit.records import Task
 from rlkit.render import Renderer
 from rlkit.retriever import Retriever
+from rlkit.reward import contract_of
 from rlkit.rollout.loop import Rollouts
 from rlkit.rollout.scoring import RewardSpec, Scorer
 
@@ -32,9 +33,7 @@ def tasks_of(recipe: Recipe, source: TaskSource, split: str, limit: int | None =
     if not tasks:
         raise DataError(f"task: '{recipe.task.kind}' has no tasks in split '{split}'")
     without = [task.id for task in tasks if not task.answers]
-    readers = [
-        f"rewards[{i}]" for i, r in enumerate(recipe.rewards) if getattr(r.plugin.load(), "needs_answers", False)
-    ]
+    readers = [f"rewards[{i}]" for i, r in enumerate(recipe.rewards) if contract_of(r.plugin.load()).needs_answers]
     if without and readers:
         raise DataError(
             f"task: {len(without)} of {len(tasks)} tasks of split '{split}' have no answers (first: {without[0]}), "

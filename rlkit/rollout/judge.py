@@ -17,7 +17,7 @@ import numpy as np
 
 from rlkit.plugins import load_object
 from rlkit.records import Trajectory, Tree
-from rlkit.reward import Score, is_per_group
+from rlkit.reward import Score, contract_of
 
 __all__ = ["GROUP", "Call", "Outcome", "RewardSpec", "judge", "load", "plan", "spoken"]
 
@@ -59,6 +59,8 @@ class Outcome:
     """Finite values by key; the key of an unnamed value is empty."""
     errors: Mapping[str, str] = field(default_factory=dict)
     """Why a key has no value; under the empty key alone: why there is no result at all."""
+    measured: Mapping[str, float] = field(default_factory=dict)
+    """Finite numbers by key that are only logged."""
     turns: Sequence[float] | None = None
     """A value per turn, NaN where it is silent; None: it does not speak of turns."""
 
@@ -78,7 +80,7 @@ def load(spec: RewardSpec, *, path: str = "kind") -> tuple[Callable[..., Any], b
     Raises `RecipeError` naming `path` if it cannot be imported.
     """
     function = load_object(spec.spec, path=path)
-    return partial(function, **spec.settings), is_per_group(function)
+    return partial(function, **spec.settings), contract_of(function).per_group
 
 
 def spoken(tree: Tree) -> list[int]:
@@ -112,21 +114,29 @@ def judge(function: Callable[..., Any], tree: Tree, leaf: int) -> list[Outcome]:
 
 def _read(result: Any, trajectory: Trajectory) -> Outcome:
     """A `RewardResult` as an outcome."""
+    measured: Mapping[str, float] = {}
+    values: Mapping[str, Any]
+    turns: tuple[float, ...] | None = None
     if isinstance(result, Score):
-        if len(result.turns) != (num_turns := len(trajectory.turns)):
-            return Outcome.failed(f"a Score of {len(result.turns)} turns for a trajectory of {num_turns}")
-        values, turns = {"": result.value}, tuple(float(turn) for turn in result.turns)
-        if any(math.isinf(turn) for turn in turns):
-            return Outcome.failed(f"the Score of a turn is infinite: {turns}")
+        values = {"": result.value}
+        measured = {str(key): float(value) for key, value in result.measured.items() if math.isfinite(value)}
+        if result.turns is not None:
+            if len(result.turns) != (num_turns := len(trajectory.turns)):
+                return Outcome.failed(f"a Score of {len(result.turns)} turns for a trajectory of {num_turns}")
+            turns = tuple(float(turn) for turn in result.turns)
+            if any(math.isinf(turn) for turn in turns):
+                return Outcome.failed(f"the Score of a turn is infinite: {turns}")
     elif isinstance(result, Mapping):
         if not result:
             return Outcome.failed("returned an empty mapping")
-        values, turns = {str(key): value for key, value in result.items()}, None
+        values = {str(key): value for key, value in result.items()}
     else:
-        values, turns = {"": result}, None
+        values = {"": result}
     errors = {key: fault for key, value in values.items() if (fault := _fault(value))}
     kept = {key: float(value) for key, value in values.items() if key not in errors}
-    return Outcome(values=kept, errors=errors, turns=None if errors else turns)
+    if errors:
+        return Outcome(values=kept, errors=errors)
+    return Outcome(values=kept, measured=measured, turns=turns)
 
 
 def _fault(value: Any) -> str:

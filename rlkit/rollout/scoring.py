@@ -82,6 +82,10 @@ def terms_of(
         _term(spec, key, tree, by_leaf)
         for spec, by_leaf in zip(rewards, answered, strict=True)
         for key in _keys(by_leaf.values())
+    ) + tuple(
+        _measured(spec, key, tree, by_leaf)
+        for spec, by_leaf in zip(rewards, answered, strict=True)
+        for key in dict.fromkeys(key for outcome in by_leaf.values() for key in outcome.measured)
     )
 
 
@@ -107,6 +111,15 @@ def _term(spec: RewardSpec, key: str, tree: Tree, outcomes: Mapping[int, Outcome
         status=tuple(status),
         node_values=None if key else _node_values(tree, outcomes),
     )
+
+
+def _measured(spec: RewardSpec, key: str, tree: Tree, outcomes: Mapping[int, Outcome]) -> RewardTerm:
+    """A number that a `Score` carries beside its value: weight 0, and silence is no failure."""
+    values = np.full(len(tree.leaves), np.nan)
+    for leaf, outcome in outcomes.items():
+        values[leaf] = outcome.measured.get(key, np.nan)
+    status = tuple("ok" if np.isfinite(value) else "skipped: not measured" for value in values)
+    return RewardTerm(name=f"{spec.name}/{key}", weight=0.0, values=values, status=status)
 
 
 def _node_values(tree: Tree, outcomes: Mapping[int, Outcome]) -> NDArray[np.float64] | None:

@@ -34,6 +34,9 @@ REWARDS = '''
         said = [0.0, math.nan, 2.0]
         return Score(value=1, turns=tuple(said[: len(trajectory.turns)]))
 
+    def measuring(task, trajectory):
+        return Score(value=1.0, measured={"steps": math.nan if trajectory.leaf.sample_index else 3})
+
     def parts(task, trajectory):
         return {"a": 1, "b": math.nan if trajectory.leaf.sample_index == 0 else 2}
 
@@ -170,6 +173,16 @@ def test_results_that_are_no_reward_fail_their_own_leaf(folder):
         "failed: returned an empty mapping",
         "failed: a Score of 0 turns for a trajectory of 1",
     )
+
+
+@pytest.mark.parametrize("isolate", [False, True])
+def test_what_a_score_measures_is_logged_with_weight_0_and_its_silence_is_no_failure(folder, isolate):
+    scored = score(tree("ddf"), spec(folder, "measuring", weight=2.0), isolate=isolate)
+    value, steps = scored.terms
+    assert (value.name, steps.name, steps.weight) == ("measuring", "measuring/steps", 0.0)
+    assert values(steps) == [3, None, None]
+    assert steps.status == ("ok", "skipped: not measured", "skipped: not measured")
+    assert scored.rewards[:2].tolist() == [2.0, 2.0]
 
 
 def test_a_key_that_only_some_leaves_return_is_missing_on_the_others(folder):
