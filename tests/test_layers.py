@@ -17,14 +17,15 @@ PROTOCOLS = {"env", "reward", "render", "retriever"}
 ALLOWED: dict[str, set[str]] = {
     "ground": {"ground"},
     "protocols": {"protocols", "ground"},
-    "rewards": {"rewards", "protocols", "ground"},
-    "envs": {"envs", "protocols", "ground"},
+    "catalogue": {"catalogue", "ground"},
+    "rewards": {"rewards", "catalogue", "protocols", "ground"},
+    "envs": {"envs", "catalogue", "protocols", "ground"},
     "ops": {"ops", "ground"},
     "algorithms": {"algorithms", "ops", "ground"},
-    "data": {"data", "protocols", "ground"},
-    "models": {"models", "ground"},
+    "data": {"data", "catalogue", "protocols", "ground"},
+    "models": {"models", "catalogue", "ground"},
     "sync": {"sync", "policy", "ground"},
-    "policy": {"policy", "sync", "envs", "protocols", "ground"},
+    "policy": {"policy", "sync", "envs", "catalogue", "protocols", "ground"},
     "learner": {"learner", "algorithms", "data", "models", "ops", "ground"},
     "rollout": {"rollout", "policy", "data", "protocols", "ground"},
     "train": {"train", "rollout", "learner", "sync", "policy", "algorithms", "data", "protocols", "ground"},
@@ -32,6 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "cluster": {"cluster", "train", "models", "rollout", "learner", "sync", "policy", "data", "protocols", "ground"},
     "launch": {
         "launch",
+        "catalogue",
         "cluster",
         "train",
         "report",
@@ -44,7 +46,7 @@ ALLOWED: dict[str, set[str]] = {
         "ground",
     },
 }
-TORCH_FREE = ("ground", "protocols", "rewards", "envs", "rollout")
+TORCH_FREE = ("ground", "protocols", "catalogue", "rewards", "envs", "rollout")
 """Environment and reward processes start fast and small; checked for imports at module level."""
 
 
