@@ -36,9 +36,10 @@ class ModelSettings:
     """`model`: the policy's network and its numerics."""
 
     path: str = "smollm2-135m"
-    """Short name of `rlkit/models/hub.py`, or a folder in the transformers format."""
+    """Short name of `rlkit/models/pretrained.py`, or a folder in the transformers format."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    """Of weights and activations; float64 is for checking gradients."""
+    """Of the engine, and of the learner's products; under bfloat16 the learner keeps its weights in float32. float64 is
+    for checking gradients."""
     attention: Literal["sdpa", "flex"] = "sdpa"
     """Kernel of the tree mask: `sdpa` everywhere, `flex` (block-sparse) on a GPU."""
     max_context: int = 2048

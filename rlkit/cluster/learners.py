@@ -21,6 +21,7 @@ from rlkit.data.packing import Batch
 from rlkit.errors import RlkitError
 from rlkit.learner.learner import UpdateReport
 from rlkit.recipe import Recipe
+from rlkit.sync.arrays import to_array
 from rlkit.sync.base import SyncReport
 from rlkit.sync.fingerprint import fingerprint
 from rlkit.sync.local import confirm
@@ -64,7 +65,7 @@ class LearnerRank:
 
     def weights(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Weights as arrays, and their fingerprint, size and version; rank 0's are meant."""
-        weights = {name: tensor.cpu().numpy() for name, tensor in self.learner.weights().items()}
+        weights = {name: to_array(tensor) for name, tensor in self.learner.weights().items()}
         facts = {
             "fingerprint": fingerprint(weights),
             "num_bytes": sum(array.nbytes for array in weights.values()),

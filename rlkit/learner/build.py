@@ -29,6 +29,8 @@ __all__ = ["build_learner"]
 class Bfloat16Policy(TreePolicy):
     """float32 weights, bfloat16 matrix products: AdamW's small steps would be lost in bfloat16 weights."""
 
+    compute_dtype = torch.bfloat16
+
     def forward(self, row: RowInputs, with_entropy: bool = False) -> tuple[Tensor, Tensor]:
         """As `TreePolicy`; log-probs are float32."""
         with torch.autocast(row.token_ids.device.type, torch.bfloat16):

@@ -158,8 +158,9 @@ class Learner:
         return {**metrics, "loss": (metrics["loss"][0], 1.0)}
 
     def weights(self) -> dict[str, Tensor]:
-        """Full weights by name; see `Sharding.weights`."""
-        return self.sharding.weights()
+        """Full weights by name, as engines run them: in the dtype of the policy's products; see `Sharding.weights`."""
+        weights, dtype = self.sharding.weights(), self.sharding.policy.compute_dtype
+        return {name: tensor.to(dtype) for name, tensor in weights.items()} if dtype else weights
 
     def save(self, folder: Path) -> None:
         """Weights in the transformers format and AdamW's moments, as safetensors, into an existing folder."""

@@ -105,6 +105,9 @@ AttentionInterface.register(ATTENTION, attend)
 class TreePolicy(nn.Module):
     """`forward(row) -> (log-probabilities [S], entropies [S])`; wrap this module, not the model, to shard it."""
 
+    compute_dtype: torch.dtype | None = None
+    """Of the matrix products, where it is not that of the weights; engines are sent weights in it."""
+
     def __init__(self, model: Any, *, attention: Literal["sdpa", "flex"] = "sdpa", chunk: int = 512) -> None:
         super().__init__()
         self.model = model

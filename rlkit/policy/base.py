@@ -109,5 +109,7 @@ class EngineContext:
     """Weights and tokenizer in the transformers format."""
     seed: int
     """The recipe's seed, the root of every address."""
+    dtype: str = "float32"
+    """Of weights and keys, `model.dtype` of the recipe: the learner sends its weights in it."""
     tasks: tuple[Task, ...] = ()
     """Tasks of the run, for engines that play an expert."""

@@ -70,8 +70,6 @@ class HfEngine:
         """Refuse to run where a rollout could depend on the batch around it (`rlkit.policy.invariance`)."""
         device: str = "auto"
         """`cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one."""
-        dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-        """Of weights and keys, when loading from a folder. Draws are float64 always."""
 
         def __post_init__(self) -> None:
             for name in ("slots", "prefill_chunk"):
@@ -116,17 +114,21 @@ class HfEngine:
         self._driver: asyncio.Task[None] | None = None
 
     @classmethod
-    def from_pretrained(cls, config: Config, path: str | Path, *, seed: int, **options: Any) -> HfEngine:
-        """Load model and tokenizer from a folder on this disk; `options` are those of the constructor."""
-        dtype = getattr(torch, config.dtype)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True)
+    def from_pretrained(
+        cls, config: Config, path: str | Path, *, seed: int, dtype: str = "float32", **options: Any
+    ) -> HfEngine:
+        """Load model and tokenizer from a folder on this disk; `options` are those of the constructor.
+
+        `dtype` is that of weights and keys; draws are float64 always.
+        """
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
         return cls(config, model=model, tokenizer=tokenizer, seed=seed, **options)
 
     @classmethod
     def build(cls, config: Config, context: EngineContext) -> HfEngine:
         """The engine of a rollout worker, as a recipe names it."""
-        return cls.from_pretrained(config, context.model_dir, seed=context.seed)
+        return cls.from_pretrained(config, context.model_dir, seed=context.seed, dtype=context.dtype)
 
     @property
     def version(self) -> int:

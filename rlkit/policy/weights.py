@@ -6,11 +6,11 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rlkit.errors import EngineError
+from rlkit.sync.arrays import to_tensor
 from rlkit.sync.fingerprint import fingerprint
 
 __all__ = ["assign_weights"]
@@ -26,7 +26,7 @@ def assign_weights(model: nn.Module, weights: Mapping[str, Any]) -> str:
     state = model.state_dict()
     _check(state, weights)
     for name, source in weights.items():
-        state[name].copy_(_tensor(source))
+        state[name].copy_(source if isinstance(source, Tensor) else to_tensor(source))
     return fingerprint({name: state[name] for name in weights})
 
 
@@ -45,11 +45,3 @@ def _check(state: Mapping[str, Tensor], weights: Mapping[str, Any]) -> None:
     if problems:
         rest = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise EngineError(f"weights do not fit the model: {'; '.join(problems[:5])}{rest}")
-
-
-def _tensor(source: Any) -> Tensor:
-    if isinstance(source, Tensor):
-        return source
-    # Arrays out of Ray's object store are read-only, which torch only warns about because it could write to
-    # them.
-    return torch.from_numpy(source if source.flags.writeable else np.array(source))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlkit.algorithms.grpo import ALGORITHM
@@ -18,7 +19,10 @@ from rlkit.learner import build
 from rlkit.learner.build import build_learner
 from rlkit.learner.learner import Learner, rows_of_rank
 from rlkit.learner.sharding import Replicated
+from rlkit.policy.hf import HfEngine
 from rlkit.recipe import LearnerSettings, ModelSettings, Optim
+from rlkit.sync.fingerprint import fingerprint
+from rlkit.sync.local import LocalSync
 from tests.forest import random_forest, tiny_model
 
 # ---------------------------------------------------------------------------------------------- dealing rows
@@ -131,9 +135,20 @@ def layers(learner: Learner) -> Iterator[Any]:
     return (m for m in learner.sharding.policy.modules() if isinstance(m, GradientCheckpointingLayer))
 
 
+def test_a_bfloat16_learner_sends_what_it_multiplies_with_and_saves_float32(folder: Path, tmp_path: Path) -> None:
+    learner = built(folder, dtype="bfloat16")
+    assert {tensor.dtype for tensor in learner.weights().values()} == {torch.bfloat16}
+    learner.save(tmp_path)
+    assert {tensor.dtype for tensor in load_file(tmp_path / "model.safetensors").values()} == {torch.float32}
+    engine = HfEngine.from_pretrained(
+        HfEngine.Config(device="cpu", deterministic=False), folder, seed=0, dtype="bfloat16"
+    )
+    assert LocalSync(engine).push(learner).fingerprint == fingerprint(learner.weights())
+
+
 def test_bfloat16_multiplies_in_bfloat16_and_keeps_float32_weights(folder: Path) -> None:
     exact, rounded = built(folder, dtype="float32"), built(folder, dtype="bfloat16")
-    assert {weight.dtype for weight in rounded.weights().values()} == {torch.float32}
+    assert {weight.dtype for weight in rounded.sharding.weights().values()} == {torch.float32}
     error = np.nanmax(np.abs(scores(exact) - scores(rounded)))
     assert 1e-4 < error < 0.5
     assert rounded.update([Batch(rows=rows())]).applied

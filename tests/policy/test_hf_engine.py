@@ -43,8 +43,8 @@ def test_logprobs_are_those_of_a_plain_forward_in_float64(make_engine, exact_mod
 
 
 def test_half_precision_is_close_to_the_exact_distribution(model_dir, exact_model) -> None:
-    config = HfEngine.Config(deterministic=False, device="cpu", dtype="bfloat16", prefill_chunk=16)
-    engine = HfEngine.from_pretrained(config, model_dir, seed=3, eos_ids=())
+    config = HfEngine.Config(deterministic=False, device="cpu", prefill_chunk=16)
+    engine = HfEngine.from_pretrained(config, model_dir, seed=3, dtype="bfloat16", eos_ids=())
     prompt = ids(30)
     for turn in range(2):  # a prompt, a decoded suffix and a chunk of a suffix
         found = sample(engine, request(prompt, turn=turn, num_shared=30, max_tokens=12))[0]
