@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
+from rlkit.errors import RewardError
 from rlkit.records import Task, Trajectory, Tree
 
 __all__ = [
@@ -45,7 +46,8 @@ class Score:
     """Named numbers that are logged as terms of weight 0, never trained on; NaN where nothing was measured."""
 
 
-RewardResult = float | Mapping[str, float] | Score
+RewardResult = float | Mapping[str, float] | Score | RewardError
+"""In place of a value, a `RewardError` says why there is none; a reward of one trajectory may as well raise it."""
 Reward = Callable[..., RewardResult]
 """`(task, trajectory, **settings) -> RewardResult`."""
 GroupReward = Callable[..., Sequence[RewardResult]]

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from rlkit.errors import RewardError
 from rlkit.plugins import load_object
 from rlkit.records import Trajectory, Tree
 from rlkit.reward import Score, contract_of
@@ -114,6 +115,8 @@ def judge(function: Callable[..., Any], tree: Tree, leaf: int) -> list[Outcome]:
 
 def _read(result: Any, trajectory: Trajectory) -> Outcome:
     """A `RewardResult` as an outcome."""
+    if isinstance(result, RewardError):  # of a group, one trajectory that could not be judged
+        return Outcome.failed(str(result))
     measured: Mapping[str, float] = {}
     values: Mapping[str, Any]
     turns: tuple[float, ...] | None = None
