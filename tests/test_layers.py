@@ -11,14 +11,16 @@ import pytest
 ROOT = Path(__file__).parent.parent
 GROUND = {
     "errors", "records", "randomness", "metrics", "recipe", "settings", "plugins", "layers", "combinations", "config",
-    "checkpoint", "live", "store", "recorder", "text", "tags",
+    "checkpoint", "live", "store", "recorder", "text", "tags", "urls", "evidence",
+    "network", "annotation", "references", "search_path", "step_matching", "path_scores",
 }  # fmt: skip
 PROTOCOLS = {"env", "reward", "render", "retriever"}
 ALLOWED: dict[str, set[str]] = {
     "ground": {"ground"},
     "protocols": {"protocols", "ground"},
     "catalogue": {"catalogue", "ground"},
-    "rewards": {"rewards", "catalogue", "protocols", "ground"},
+    "judging": {"judging", "protocols", "ground"},
+    "rewards": {"rewards", "judging", "catalogue", "protocols", "ground"},
     "envs": {"envs", "catalogue", "protocols", "ground"},
     "ops": {"ops", "ground"},
     "algorithms": {"algorithms", "ops", "ground"},
