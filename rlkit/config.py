@@ -37,6 +37,8 @@ PLUGINS: dict[str, Family] = {
 }
 DEFAULTS: dict[str, dict[str, Any] | None] = {"retriever": None, "engine": {"kind": "hf"}}
 """Plug-in sections that a recipe may leave out."""
+RUN = tuple(field.name for field in dataclasses.fields(Run))
+"""Settings outside any section."""
 SECRET = re.compile(r"(?:^|_)(?:token|secret|password|api_?key|credentials?)$", re.IGNORECASE)
 """Names of settings whose value is never printed or saved; `row_tokens` is not one of them."""
 
@@ -73,10 +75,10 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Resolved:
     layer = layers.override(layers.read(file), overrides)
     _check_shape(layer.values)
     values = _interpolated({"name": file.stem, "out": "runs/${name}", **layer.values})
-    run = build(Run, {key: values[key] for key in ("name", "seed", "out") if key in values}, "")
+    run = build(Run, {key: values[key] for key in RUN if key in values}, "")
     sections: dict[str, Any] = {name: build(cls, values.get(name) or {}, name) for name, cls in SECTIONS.items()}
     plugins = _plugins(values, str(file.resolve().parent))
-    recipe = Recipe(name=run.name, seed=run.seed, out=run.out, **sections, **plugins)
+    recipe = Recipe(**dataclasses.asdict(run), **sections, **plugins)
     check(recipe)
     origins = {leaf: layer.origins.get(leaf, "default") for leaf, _ in layers.leaves(_plain(recipe))}
     return Resolved(recipe=recipe, origins=origins, path=file, warnings=tuple(doubts(recipe)))
@@ -107,7 +109,7 @@ def _filling(path: str) -> Iterator[None]:
 
 def _check_shape(values: Mapping[str, Any]) -> None:
     """Sections are mappings, rewards a list of mappings, and nothing else stands at the top."""
-    known = ("name", "seed", "out", "base", "rewards", *PLUGINS, *SECTIONS)
+    known = (*RUN, "base", "rewards", *PLUGINS, *SECTIONS)
     for key, value in values.items():
         if key not in known:
             raise RecipeError(key, f"unknown section{nearest(key, known)}")

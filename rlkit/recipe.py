@@ -21,6 +21,7 @@ __all__ = [
     "LearnerSettings",
     "Log",
     "ModelSettings",
+    "Network",
     "Optim",
     "Recipe",
     "RewardCommon",
@@ -205,6 +206,14 @@ class Log:
     """A live table in a terminal; plain lines elsewhere."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """`network`: what rewards may reach."""
+
+    allow: tuple[str, ...] = ()
+    """Hosts, `name` or `name:port`, that the process of the rewards may connect to; it is refused all others."""
+
+
 SECTIONS: dict[str, type] = {
     "model": ModelSettings,
     "rollout": Rollout,
@@ -214,6 +223,7 @@ SECTIONS: dict[str, type] = {
     "train": Train,
     "eval": Eval,
     "log": Log,
+    "network": Network,
 }
 """Sections that are no plug-ins; all their settings have defaults."""
 
@@ -251,6 +261,8 @@ class Run:
     """Root of every random draw."""
     out: str
     """Run folder, relative to where the command runs; `runs/${name}` unless the recipe says otherwise."""
+    reward_gate: bool = False
+    """Refuse to start with a reward that breaks its contract (`rlkit check-reward`)."""
 
     def __post_init__(self) -> None:
         at_least(self, 0, "seed")
@@ -290,3 +302,5 @@ class Recipe(Run):
     """The held-out measurement."""
     log: Log = Log()
     """Where numbers go."""
+    network: Network = Network()
+    """What rewards may reach."""

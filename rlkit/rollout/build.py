@@ -87,5 +87,5 @@ def build_rollouts(
         envs=envs,
         engine=build_engine(recipe.engine, context),
         renderer=renderer,
-        scorer=Scorer(reward_specs(recipe)),
+        scorer=Scorer(reward_specs(recipe), allow=recipe.network.allow),
     )

@@ -116,7 +116,7 @@ def judge(function: Callable[..., Any], tree: Tree, leaf: int) -> list[Outcome]:
 def _read(result: Any, trajectory: Trajectory) -> Outcome:
     """A `RewardResult` as an outcome."""
     if isinstance(result, RewardError):  # of a group, one trajectory that could not be judged
-        return Outcome.failed(str(result))
+        return Outcome.failed(f"{type(result).__name__}: {result}")
     measured: Mapping[str, float] = {}
     values: Mapping[str, Any]
     turns: tuple[float, ...] | None = None

@@ -29,6 +29,7 @@ from dataclasses import replace
 from typing import IO, Any
 
 from rlkit.errors import RecipeError, RewardError
+from rlkit.network import restrict
 from rlkit.records import Tree
 from rlkit.rollout.judge import GROUP, Call, Outcome, RewardSpec, judge, load, spoken
 
@@ -43,8 +44,9 @@ _KEPT_OUTPUT = 2000  # bytes
 class RewardProcess:
     """The parent's end of one child. Its methods block; one thread at a time may call `run`."""
 
-    def __init__(self, specs: Sequence[RewardSpec]) -> None:
-        self._specs = tuple(specs)
+    def __init__(self, specs: Sequence[RewardSpec], *, allow: Sequence[str] = ()) -> None:
+        """`allow`: hosts that the child may connect to (`rlkit.network`)."""
+        self._specs, self._allow = tuple(specs), tuple(allow)
         self._child: subprocess.Popen[bytes] | None = None
         self._unread = b""
         self._printed = b""
@@ -75,7 +77,7 @@ class RewardProcess:
         # Settings are pickled apart: their types may live in a file that the child has to import first.
         rewards = [(replace(spec, settings={}), pickle.dumps(dict(spec.settings))) for spec in self._specs]
         try:
-            self._send(pickle.dumps(rewards), _START_DEADLINE_S)
+            self._send(pickle.dumps((self._allow, rewards)), _START_DEADLINE_S)
             answer = self._receive(_START_DEADLINE_S)
         except _Lost as lost:
             printed = self.kill()
@@ -193,7 +195,9 @@ def serve() -> None:
     threading.Thread(target=_listen, args=(requests, waiting), daemon=True).start()
     loaded = []
     try:
-        for number, (spec, settings) in enumerate(pickle.loads(waiting.get())):
+        allow, rewards = pickle.loads(waiting.get())
+        restrict(allow)  # before anything of a plug-in runs
+        for number, (spec, settings) in enumerate(rewards):
             path = f"rewards[{number}].kind"
             load(spec, path=path)  # imports the types that its settings may have
             loaded.append(load(replace(spec, settings=pickle.loads(settings)), path=path))

@@ -24,16 +24,19 @@ __all__ = ["RewardSpec", "Scorer", "terms_of"]
 class Scorer:
     """The rewards of a recipe. Raises `RecipeError` at once if one of them cannot be imported.
 
-    With `isolate`, rewards run in `num_processes` children, so that nothing they do can stop training.
+    With `isolate`, rewards run in `num_processes` children, so that nothing they do can stop training, and reach the
+    hosts of `allow` only.
     Without, they run in this process, where deadlines do not hold: for tests and for a debugger.
     """
 
-    def __init__(self, rewards: Sequence[RewardSpec], *, isolate: bool = True, num_processes: int = 1) -> None:
+    def __init__(
+        self, rewards: Sequence[RewardSpec], *, isolate: bool = True, num_processes: int = 1, allow: Sequence[str] = ()
+    ) -> None:
         if num_processes < 1:
             raise ValueError(f"num_processes: {num_processes} is below 1")
         self.rewards = tuple(rewards)
         self._free: queue.SimpleQueue[RewardProcess] = queue.SimpleQueue()
-        self._processes = [RewardProcess(self.rewards) for _ in range(num_processes if isolate else 0)]
+        self._processes = [RewardProcess(self.rewards, allow=allow) for _ in range(num_processes if isolate else 0)]
         self._threads = ThreadPoolExecutor(num_processes, thread_name_prefix="rewards")
         loaded = [] if isolate else [load(s, path=f"rewards[{i}].kind") for i, s in enumerate(self.rewards)]
         self._functions = [function for function, _ in loaded]
