@@ -58,6 +58,10 @@ TABLES: dict[Family, dict[str, str]] = {
         "containment": "rlkit.rewards.text_match:containment",
         "f1": "rlkit.rewards.text_match:f1",
         "format": "rlkit.rewards.format:format_reward",
+        "url_validity": "rlkit.rewards.url_validity:url_validity",
+        "faithfulness": "rlkit.rewards.faithfulness:faithfulness",
+        "style": "rlkit.rewards.style:style",
+        "safety": "rlkit.rewards.safety:safety",
     },
     "engines": {
         "hf": "rlkit.policy.hf:HfEngine",

@@ -12,7 +12,7 @@ import string
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-__all__ = ["best", "contains", "contains_words", "exact", "f1", "normalize", "words"]
+__all__ = ["best", "contains", "contains_words", "exact", "f1", "normalize", "without_thoughts", "words"]
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
@@ -58,3 +58,8 @@ def f1(answer: str, gold: str) -> float:
 def best(metric: Callable[[str, str], float], answer: str, golds: Iterable[str]) -> float:
     """The best score of `answer` over all accepted answers; 0.0 where there is none."""
     return max((metric(answer, gold) for gold in golds), default=0.0)
+
+
+def without_thoughts(text: str, tag: str = "think") -> str:
+    """`text` without `<think>` blocks; a block that is never closed reaches to the end: no answer came."""
+    return re.sub(rf"<{re.escape(tag)}>.*?(?:</{re.escape(tag)}>|\Z)", "", text, flags=re.DOTALL).strip()

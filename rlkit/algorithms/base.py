@@ -55,8 +55,9 @@ class AlgorithmConfig:
     """Lower bound of the weight for `mask`."""
     importance_high: float = 2.0
     """Cap of the weight for `truncate`, upper bound for `mask`."""
-    normalize: Literal["together", "apart"] = "together"
-    """Several rewards: summed then made relative, or each made relative then summed (GDPO, Liu et al. 2026)."""
+    normalize: Literal["together", "apart", "group_z"] = "together"
+    """Several rewards: summed then made relative; each made relative, summed and whitened over the batch (GDPO, Liu et
+    al. 2026); or each made relative, summed and made relative again in its group (adqa, §3.4)."""
     std_ddof: Literal[0, 1] = 1
     """Degrees of freedom of the group's standard deviation; 1 as in the reference implementations."""
     eps: float = 1e-6

@@ -19,6 +19,7 @@ __all__ = [
     "leaf_weights",
     "relative_advantages",
     "standardized",
+    "sum_of_normalized",
     "trajectory_credit",
     "whiten",
 ]
@@ -63,20 +64,26 @@ def relative_advantages(
 
     Apart (GDPO): every weighted term is normalised within its group, the weighted sum is then whitened over the whole
     batch so that its scale does not grow with the number of terms. The KL in the reward counts as one more term.
+    `group_z` ends with the group's normaliser instead, so that no group depends on the others of its batch.
     """
     if config.normalize == "together":
         return [normalizer(group_rewards(s, config, kl[i] if kl else None), config) for i, s in enumerate(scored)]
-    sums = []
-    for index, tree in enumerate(scored):
-        total = np.where(tree.valid, 0.0, np.nan)
-        for term in tree.terms:
-            if term.weight != 0:
-                total = total + term.weight * normalizer(np.where(tree.valid, term.values, np.nan), config)
-        if kl is not None and config.kl_in == "reward" and config.kl_coef:
-            cost = [kl[index][tree.tree.policy_tokens(leaf)].sum() for leaf in range(len(total))]
-            total = total - config.kl_coef * np.array(cost)
-        sums.append(total)
+    sums = [sum_of_normalized(tree, config, kl[i] if kl else None, normalizer) for i, tree in enumerate(scored)]
+    if config.normalize == "group_z":
+        return [normalizer(total, config) for total in sums]
     return whiten(sums, config.eps)
+
+
+def sum_of_normalized(scored: ScoredTree, config: AlgorithmConfig, kl: Floats | None, normalizer: Normalizer) -> Floats:
+    """[L] weighted sum of the terms, each normalised within the group; NaN: not valid."""
+    total = np.where(scored.valid, 0.0, np.nan)
+    for term in scored.terms:
+        if term.weight != 0:
+            total = total + term.weight * normalizer(np.where(scored.valid, term.values, np.nan), config)
+    if kl is not None and config.kl_in == "reward" and config.kl_coef:
+        cost = [kl[scored.tree.policy_tokens(leaf)].sum() for leaf in range(len(total))]
+        total = total - config.kl_coef * np.array(cost)
+    return total
 
 
 def whiten(values: Sequence[Floats], eps: float) -> list[Floats]:

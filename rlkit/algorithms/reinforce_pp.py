@@ -35,7 +35,7 @@ class ReinforcePpConfig(AlgorithmConfig):
     def __post_init__(self) -> None:
         AlgorithmConfig.__post_init__(self)
         if self.normalize != "together":
-            raise ValueError("normalize: 'apart' is not defined for reinforce_pp; use 'together'")
+            raise ValueError(f"normalize: '{self.normalize}' is not defined for reinforce_pp; use 'together'")
 
 
 def credit(scored: Sequence[ScoredTree], config: ReinforcePpConfig, kl: Sequence[Floats] | None) -> list[CreditedTree]:
