@@ -25,7 +25,7 @@ from rlkit.env import EnvStep
 from rlkit.envs.prompts import PROMPTS, check_template, fill
 from rlkit.records import Message, Task
 from rlkit.retriever import Passage, Retrieval, Retriever
-from rlkit.tags import Action, Role, Tags, parse, query_fault
+from rlkit.tags import NOTHING_FOUND, SEARCH_FAILED, Action, Role, Tags, parse, query_fault
 from rlkit.text import normalize
 
 __all__ = ["AgenticSearch", "Example", "SearchEpisode", "observation", "passages_text"]
@@ -72,8 +72,8 @@ class AgenticSearch:
         examples: list[Example] = field(default_factory=list)
         """Worked examples before the task."""
         tags: Tags = field(default_factory=Tags)
-        """Names of the four tags."""
-        prefill: Literal["none", "think", "search"] = "none"
+        """Names of the tags."""
+        prefill: Literal["none", "think", "search", "plan"] = "none"
         """Tag that the environment opens at the very start of the assistant turn."""
         max_searches: int = 4
         """B: turns, searches and invalid ones together, before the answer is forced."""
@@ -103,15 +103,17 @@ class AgenticSearch:
         """Said after a turn without an action."""
         refusal: str = "\nThat query was refused: {fault}. I write another one.\n"
         """Said after a query that is not searched."""
-        failure: str = "The search failed. Try again."
+        failure: str = SEARCH_FAILED
         """Stands for the passages when the retriever failed."""
-        nothing_found: str = "No passage was found."
+        nothing_found: str = NOTHING_FOUND
         """Stands for the passages when there are none."""
 
         def __post_init__(self) -> None:
             for name, value in vars(self).items():
                 if name.startswith(("max_", "top_")) and value is not None and value < 1:
                     raise ValueError(f"{name}: {value} is below 1")
+            if self.prefill == "plan" and not self.tags.plan:
+                raise ValueError("prefill: 'plan' needs a name for that tag; set tags.plan=plan")
             prompt = PROMPTS.get(self.prompt, self.prompt)
             check_template("prompt", prompt, required=("question",))
             check_template("passage", self.passage, required=("text",), optional=("rank", "title"))

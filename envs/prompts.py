@@ -1,6 +1,6 @@
 """Prompts of the search environments, in our words, and how their slots are filled.
 
-Slots: {question}, and the tag names {think}, {search}, {information}, {answer}.
+Slots: {question}, and the tag names {think}, {search}, {information}, {answer}, {plan}.
 """
 
 from __future__ import annotations
@@ -35,12 +35,24 @@ Question: {question}
 """
 """Search-P1: an explicit plan first (search_p1 §4.3)."""
 
+SEARCH_P1_PLAN = """\
+You are a careful research assistant who answers questions by searching in several rounds. Your duties:
+1. First, between <{plan}> and </{plan}>, split the question into a numbered list of searches, each of which may \
+depend on the results before it. Then reason between <{think}> and </{think}> and work on one at a time.
+2. Search once per turn: write one query between <{search}> and </{search}>. The results are returned \
+between <{information}> and </{information}>; check whether they suffice.
+3. Do not guess. If the results are incomplete, search again.
+4. Only when you know everything that is needed, give the answer alone between <{answer}> and </{answer}>.
+Question: {question}
+"""
+"""Search-P1 with a tag for the plan, which is easier to write and to read (search_p1 §4.1, `plan_tag`)."""
+
 SHORT = """\
 Use <{search}>words</{search}> to search. Then give a short <{answer}>answer</{answer}>.
 Question: {question}"""
 """For models of some hundred million parameters, which long instructions confuse."""
 
-PROMPTS = {"search_r1": SEARCH_R1, "search_p1": SEARCH_P1, "short": SHORT}
+PROMPTS = {"search_r1": SEARCH_R1, "search_p1": SEARCH_P1, "search_p1_plan": SEARCH_P1_PLAN, "short": SHORT}
 """Prompts that a recipe can name."""
 
 

@@ -92,7 +92,11 @@ def _files(recipe: Recipe) -> Problems:
 
 def _rewards(recipe: Recipe) -> Problems:
     seen: set[str] = set()
+    spoken = getattr(recipe.env.settings, "tags", None)
     for index, reward in enumerate(recipe.rewards):
+        read = getattr(reward.plugin.settings, "tags", spoken)
+        if spoken is not None and read != spoken:
+            yield f"rewards[{index}].tags", 'other names than env.tags, so nothing would be read; write "${env.tags}"'
         if reward.name in seen:
             yield (
                 f"rewards[{index}].name",

@@ -2,23 +2,40 @@
 
 Search-R1 writes `<think> <search> <information> <answer>` (arXiv:2503.09516), Search-P1 the same four roles
 as `<reasoning> <tool_call> <tool_response> <answer>` (arXiv:2602.22576): the names are settings, the roles
-are fixed. Nothing here raises on what a model wrote: an `Action` or a `Block` says that it is malformed.
+are fixed. A fifth role, the plan, exists only where it is given a name. Nothing here raises on what a model wrote:
+an `Action` or a `Block` says that it is malformed.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Literal
 
 from rlkit.records import Author
 
-__all__ = ["ROLES", "Action", "Block", "Role", "Tags", "blocks", "parse", "query_fault"]
+__all__ = [
+    "NOTHING_FOUND",
+    "ROLES",
+    "SEARCH_FAILED",
+    "SEARCH_R1_TAGS",
+    "Action",
+    "Block",
+    "Role",
+    "Tags",
+    "blocks",
+    "parse",
+    "query_fault",
+]
 
-Role = Literal["think", "search", "information", "answer"]
-ROLES: tuple[Role, ...] = ("think", "search", "information", "answer")
+Role = Literal["think", "search", "information", "answer", "plan"]
+ROLES: tuple[Role, ...] = ("think", "search", "information", "answer", "plan")
+NOTHING_FOUND = "No passage was found."
+"""Stands for the passages when there are none: environment and rewards have to agree on it."""
+SEARCH_FAILED = "The search failed. Try again."
+"""Stands for the passages when the retriever failed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +50,16 @@ class Tags:
     """Retrieved passages, by the environment only."""
     answer: str = "answer"
     """The final answer, by the policy."""
+    plan: str = ""
+    """A plan before everything else, by the policy; empty: the protocol has no such tag."""
 
     def __post_init__(self) -> None:
         names = [getattr(self, item.name) for item in fields(self)]
         for item, name in zip(fields(self), names, strict=True):
+            if item.name == "plan" and not name:
+                continue
             if not re.fullmatch(r"[A-Za-z][\w-]*", name):
-                raise ValueError(f"tags.{item.name}: {name!r} is not a tag name such as '{item.default}'")
+                raise ValueError(f"tags.{item.name}: {name!r} is not a tag name such as '{item.default or item.name}'")
         if len(set(names)) < len(names):
             raise ValueError(f"tags: {', '.join(names)} must differ from each other")
 
@@ -53,7 +74,7 @@ class Tags:
     @cached_property
     def roles(self) -> dict[str, Role]:
         """Tag name -> role."""
-        return {getattr(self, role): role for role in ROLES}
+        return {getattr(self, role): role for role in ROLES if getattr(self, role)}
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
@@ -63,6 +84,10 @@ class Tags:
     def inert(self, text: str) -> str:
         """`text` with every tag defused, so that a passage can neither answer nor close the observation."""
         return self.pattern.sub(r"(\1\2)", text)
+
+
+SEARCH_R1_TAGS = Tags()
+"""`<think> <search> <information> <answer>`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,12 +146,14 @@ def query_fault(query: str, tags: Tags, max_words: int = 32) -> str:
 class Block:
     """A stretch of a trajectory: one tagged block, or what stands between two."""
 
-    kind: Literal["think", "search", "information", "answer", "loose", "control"]
+    kind: Literal["think", "search", "information", "answer", "plan", "loose", "control"]
     """`loose` is policy text outside every tag or with broken tags, `control` an untagged observation."""
     author: Author
     """Who wrote the content."""
     text: str
     """Content without the tags, stripped."""
+    part: int = field(default=-1, compare=False)
+    """Index of the `(author, text)` that it was read from."""
 
 
 def blocks(parts: Iterable[tuple[Author, str]], tags: Tags) -> list[Block]:
@@ -139,9 +166,9 @@ def blocks(parts: Iterable[tuple[Author, str]], tags: Tags) -> list[Block]:
     """
     found: list[Block] = []
     opened: Role | None = None
-    for author, text in parts:
+    for part, (author, text) in enumerate(parts):
         if author == "policy":
-            found += _policy_blocks(text, tags, opened)
+            found += _policy_blocks(text, tags, opened, part)
             opened = None
             continue
         text, opened = _split_prefill(text, tags)
@@ -150,34 +177,34 @@ def blocks(parts: Iterable[tuple[Author, str]], tags: Tags) -> list[Block]:
             wrapped = text.startswith(tags.open("information")) and text.endswith(tags.close("information"))
             inner = text[len(tags.open("information")) : -len(tags.close("information"))] if wrapped else text
             kind: Literal["information", "control"] = "information" if wrapped else "control"
-            found.append(Block(kind=kind, author=author, text=inner.strip()))
+            found.append(Block(kind=kind, author=author, text=inner.strip(), part=part))
     return found
 
 
 def _split_prefill(text: str, tags: Tags) -> tuple[str, Role | None]:
     """`"...\\n<answer>"` -> the text before the last opening tag and its role, if the text ends with one."""
-    for role in ROLES:
+    for role in tags.roles.values():
         if text.rstrip().endswith(tags.open(role)):
             return text.rstrip().removesuffix(tags.open(role)), role
     return text, None
 
 
-def _policy_blocks(text: str, tags: Tags, opened: Role | None) -> Iterator[Block]:
+def _policy_blocks(text: str, tags: Tags, opened: Role | None, part: int) -> Iterator[Block]:
     """Blocks of one completion, read left to right up to its action."""
     start = 0
     for match in tags.pattern.finditer(text):
         role, inside = tags.roles[match[2]], text[start : match.start()].strip()
         if match[1] and role == opened:
             # A model that types an observation forges it, however well it closes the tag.
-            kind: Literal["think", "search", "answer", "loose"] = "loose" if role == "information" else role
-            yield Block(kind=kind, author="policy", text=inside)
+            kind: Literal["think", "search", "answer", "plan", "loose"] = "loose" if role == "information" else role
+            yield Block(kind=kind, author="policy", text=inside, part=part)
             opened = None
         else:
             if inside or opened or match[1]:
-                yield Block(kind="loose", author="policy", text=inside)
+                yield Block(kind="loose", author="policy", text=inside, part=part)
             opened = None if match[1] else role
         start = match.end()
         if match[1] and role in ("search", "answer"):
             return
     if text[start:].strip() or opened:
-        yield Block(kind="loose", author="policy", text=text[start:].strip())
+        yield Block(kind="loose", author="policy", text=text[start:].strip(), part=part)

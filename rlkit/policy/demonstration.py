@@ -18,7 +18,7 @@ from rlkit.errors import EngineError, RecipeError
 from rlkit.policy.base import Completion, Engine, EngineContext, SampleRequest
 from rlkit.records import SamplingState, Task
 from rlkit.render import Renderer
-from rlkit.tags import ROLES, Role, Tags
+from rlkit.tags import Role, Tags
 
 __all__ = ["DemonstrationEngine", "Expert"]
 
@@ -142,4 +142,4 @@ class DemonstrationEngine:
     def _opened(self, request: SampleRequest) -> Role | None:
         """The tag that the path so far ends with."""
         said = self._renderer.decode(request.token_ids[-_TAIL:]).rstrip()
-        return next((role for role in ROLES if said.endswith(self._tags.open(role))), None)
+        return next((role for role in self._tags.roles.values() if said.endswith(self._tags.open(role))), None)

@@ -1,0 +1,153 @@
+"""Search-P1's path reward: did the trajectory carry out its own plan, and did it cover the steps an expert needs.
+
+Xia et al. 2026 (arXiv:2602.22576), eq. 6 and 7; numbers and gaps: search_p1 §2.3, §5.3, §6.
+
+    S_self = r_planner · (n_exec / n_plan) · (n_exec / n_actions)
+    S_ref  = (n_covered / |R_ref|) · (n_covered / n_actions)             R_path = max of both, never their sum
+
+The last factor stops padding with redundant searches. The paper's own Algorithm 3 leaves it out: `path_mode: alg3` is
+that other reward. Without a reference S_ref is 0 and `ref_available` says so.
+
+`turn_credit` lets the reward speak of turns: each search gets what it added to R_path, so a search that covers a new
+step earns, a repeated or fruitless one pays its share of the efficiency ratio, and the turns add up to R_path. The
+judge speaks of whole trajectories only; turns are always counted by the rules.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from rlkit.path_scores import Case, PathScores, efficient, read_case, rule_scores
+from rlkit.records import Task, Trajectory
+from rlkit.reward import Score, contract
+from rlkit.search_path import PlanSource
+from rlkit.tags import SEARCH_R1_TAGS, Tags
+
+__all__ = ["PathMode", "PathReward", "Tracks", "measure", "path_centric", "path_reward", "turn_gains"]
+
+PathMode = Literal["eq", "alg3"]
+Combine = Literal["max", "mean"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tracks:
+    """Which tracks count, and how; the switches of search_p1 §3 and §5.4 that concern the path."""
+
+    path_mode: PathMode = "eq"
+    """`eq`: eq. 6 and 7, with the efficiency ratio; `alg3`: Algorithm 3, without."""
+    self_track: bool = True
+    """Track A; off is the ablation "no self"."""
+    reference_track: bool = True
+    """Track B; off is the ablation "no reference"."""
+    combine: Combine = "max"
+    """`max`: the paper; `mean` of the tracks that count: an ablation of ours."""
+    clip_path: bool = False
+    """Cut R_path at 1; an excellent plan is worth up to 1.2 otherwise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathReward:
+    """R_path and what it is made of."""
+
+    s_self: float
+    s_ref: float
+    value: float
+    """R_path."""
+
+
+def path_reward(scores: PathScores, *, num_actions: int, num_reference: int, tracks: Tracks) -> PathReward:
+    """R_path of clamped scores. No plan, no actions or no reference give that track 0, never a division."""
+    plan, done = scores.model_plan_steps, scores.effective_steps_self
+    if tracks.path_mode == "eq":
+        own = efficient(done, plan, num_actions)
+        reference = efficient(scores.effective_steps_ref, num_reference, num_actions)
+    else:  # a step cannot be done without an action, so no actions give 0 here too
+        own = _share(done, plan) if num_actions else 0.0
+        reference = _share(scores.effective_steps_ref, num_reference) if num_actions else 0.0
+    s_self, s_ref = scores.planner_score * own, reference
+    counted = [s for s, on in ((s_self, tracks.self_track), (s_ref, tracks.reference_track)) if on]
+    value = 0.0
+    if counted:
+        value = max(counted) if tracks.combine == "max" else math.fsum(counted) / len(counted)
+    return PathReward(s_self=s_self, s_ref=s_ref, value=min(value, 1.0) if tracks.clip_path else value)
+
+
+def turn_gains(case: Case, scores: PathScores, tracks: Tracks, num_turns: int) -> tuple[float, ...]:
+    """What each turn added to R_path, by the rules; NaN for a turn without a search. They add up to R_path."""
+    gains, before = [math.nan] * num_turns, 0.0
+    for count, search in enumerate(case.path.searches, start=1):
+        so_far = replace(
+            scores,
+            effective_steps_self=sum(case.new_own[:count]),
+            effective_steps_ref=sum(case.new_reference[:count]),
+        )
+        now = path_reward(so_far, num_actions=count, num_reference=case.num_reference, tracks=tracks).value
+        gains[search.turn], before = now - before, now
+    return tuple(gains)
+
+
+def measure(case: Case, scores: PathScores, reward: PathReward) -> dict[str, float]:
+    """What is logged of a path, whatever its format: counts, both tracks, and which one won."""
+    new = [own or ref for own, ref in zip(case.new_own, case.new_reference, strict=True)]
+    distinct = len({search.query.casefold() for search in case.path.searches})
+    return {
+        "n_plan": scores.model_plan_steps,
+        "n_actions": case.num_actions,
+        "n_exec": scores.effective_steps_self,
+        "n_covered": scores.effective_steps_ref,
+        "n_fruitless": len(new) - sum(new),
+        "n_repeated": case.num_actions - distinct,
+        "one_step_plan": float(scores.model_plan_steps == 1),
+        "planner_score": scores.planner_score,
+        "ref_available": float(case.reference is not None),
+        "ref_steps": float(case.num_reference) if case.reference else math.nan,
+        "s_self": reward.s_self,
+        "s_ref": reward.s_ref,
+        "self_won": float(reward.s_self > reward.s_ref),
+    }
+
+
+def _bounds(**settings: Any) -> tuple[float, float]:
+    return 0.0, 1.0 if settings.get("clip_path") else 1.2
+
+
+@contract(bounds=_bounds, invariant=("answer_order",))
+def path_centric(
+    task: Task,
+    trajectory: Trajectory,
+    *,
+    path_mode: PathMode = "eq",
+    self_track: bool = True,
+    reference_track: bool = True,
+    combine: Combine = "max",
+    clip_path: bool = False,
+    plan_source: PlanSource = "first_reasoning",
+    max_plan: int = 4,
+    allow_no_search: bool = False,
+    gate: bool = True,
+    turn_credit: bool = False,
+    tags: Tags = SEARCH_R1_TAGS,
+) -> Score:
+    """R_path by the rules; 0 for a trajectory without answer or real search while `gate` is on (Algorithm 3).
+
+    `max_plan` is the search budget B, above which a plan is average; `tags` are the environment's.
+    """
+    tracks = Tracks(
+        path_mode=path_mode,
+        self_track=self_track,
+        reference_track=reference_track,
+        combine=combine,
+        clip_path=clip_path,
+    )
+    case = read_case(task, trajectory, tags, plan_source=plan_source, allow_no_search=allow_no_search)
+    scores = rule_scores(case, max_plan=max_plan)
+    reward = path_reward(scores, num_actions=case.num_actions, num_reference=case.num_reference, tracks=tracks)
+    paid = not gate or case.path.grade != "invalid"
+    turns = turn_gains(case, scores, tracks, len(trajectory.turns)) if turn_credit and paid else None
+    return Score(value=reward.value if paid else 0.0, turns=turns, measured=measure(case, scores, reward))
+
+
+def _share(done: int, wanted: int) -> float:
+    return min(1.0, done / wanted) if wanted > 0 else 0.0

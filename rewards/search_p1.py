@@ -1,0 +1,142 @@
+"""Search-P1: path, outcome and format in one reward, which is 0 for a trajectory without answer or real search.
+
+Xia et al. 2026 (arXiv:2602.22576), eq. 4 and Algorithm 3; search_p1 §2.2:
+
+    R = 0.3·R_path + 0.6·R_outcome + 0.1·R_format            from 0.05 to 1.06, or exactly 0
+
+The three terms are rewards of their own (`path_centric`, `soft_outcome`, `search_format`), each with the same gate, so
+a recipe may also list them one by one. Where the paper contradicts itself, a setting decides, and its default is the
+main text: `path_mode`, `format_scale`, `plan_source` and the others below.
+
+Beside its value the reward measures, as terms of weight 0: `path`, `outcome` and `format` as they enter the sum (0
+where gated), the counts and tracks of `path_centric.measure`, and the shares `full`, `partial`, `invalid`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from rlkit.errors import RewardError
+from rlkit.path_scores import PLANNER, Case, PathScores, read_case, rule_scores
+from rlkit.records import Task, Trajectory
+from rlkit.reward import Score, contract
+from rlkit.rewards.path_centric import Combine, PathMode, Tracks, measure, path_reward, turn_gains
+from rlkit.rewards.search_format import FormatMode, FormatScale, format_value, grades, is_gated
+from rlkit.rewards.soft_outcome import outcome_reward
+from rlkit.search_path import PlanSource
+from rlkit.settings import at_least
+from rlkit.tags import Tags
+
+__all__ = ["SearchP1", "search_p1", "total_reward"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchP1:
+    """Settings of `search_p1`; the defaults are the paper's main text."""
+
+    lambda_p: float = 0.3
+    """Weight of the path."""
+    lambda_a: float = 0.6
+    """Weight of the outcome; λo in the paper's figure."""
+    lambda_f: float = 0.1
+    """Weight of the format."""
+    path_mode: PathMode = "eq"
+    """`eq`: with the efficiency ratio of eq. 6 and 7; `alg3`: Algorithm 3, without."""
+    format_scale: FormatScale = "once"
+    """`once`: 1 or 0.5 times `lambda_f`; `literal`: 0.1 or 0.05 times `lambda_f`."""
+    format_mode: FormatMode = "soft"
+    """`soft`: partial counts half; `strict`: anything but full earns nothing; `none`: no format term."""
+    plan_source: PlanSource = "first_reasoning"
+    """Where the plan stands: in the first reasoning (the paper), or in a tag of its own (small models)."""
+    alpha: float = 0.8
+    """Share of r_acc in the outcome of a wrong answer."""
+    soft_outcome: bool = True
+    """Partial credit for wrong answers; off is the ablation "binary outcome"."""
+    self_track: bool = True
+    """Track A; off is the ablation "no self"."""
+    reference_track: bool = True
+    """Track B; off is the ablation "no reference"."""
+    combine: Combine = "max"
+    """How the tracks make one number; `mean` is an ablation of ours."""
+    clip_path: bool = False
+    """Cut R_path at 1."""
+    allow_no_search: bool = False
+    """Pay for a right answer without a search."""
+    max_plan: int = 4
+    """B, the search budget: the rules call a longer plan average."""
+    turn_credit: bool = False
+    """Speak of turns too: what each search added, in units of the total (`path_centric`)."""
+    tags: Tags = field(default_factory=Tags)
+    """Names of the tags; `${env.tags}` in a recipe."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "lambda_p", "lambda_a", "lambda_f", "alpha")
+        at_least(self, 1, "max_plan")
+        if self.alpha > 1:
+            raise ValueError(f"alpha: {self.alpha} is not in [0, 1]")
+
+    @property
+    def tracks(self) -> Tracks:
+        """The settings that concern the path."""
+        return Tracks(
+            path_mode=self.path_mode,
+            self_track=self.self_track,
+            reference_track=self.reference_track,
+            combine=self.combine,
+            clip_path=self.clip_path,
+        )
+
+    def read(self, task: Task, trajectory: Trajectory) -> Case:
+        """The trajectory, parsed."""
+        return read_case(
+            task,
+            trajectory,
+            self.tags,
+            plan_source=self.plan_source,
+            allow_no_search=self.allow_no_search,
+        )
+
+    def gated(self, case: Case) -> bool:
+        """True where the total is 0 at once; no judge is asked then."""
+        return is_gated(case.path, self.format_mode)
+
+
+def total_reward(case: Case, scores: PathScores, settings: SearchP1, *, num_turns: int) -> Score:
+    """The reward of a parsed trajectory, given the clamped scores of the rules or of a judge."""
+    tracks, path = settings.tracks, case.path
+    paths = path_reward(scores, num_actions=case.num_actions, num_reference=case.num_reference, tracks=tracks)
+    outcome = outcome_reward(path.answer, case.task.answers, scores, alpha=settings.alpha, soft=settings.soft_outcome)
+    form = format_value(path.grade, format_mode=settings.format_mode, format_scale=settings.format_scale)
+    parts = {"path": paths.value, "outcome": outcome, "format": form}
+    gated = settings.gated(case)
+    if gated:
+        parts = dict.fromkeys(parts, 0.0)
+    weighted = (settings.lambda_p * parts["path"], settings.lambda_a * parts["outcome"])
+    total = math.fsum((*weighted, settings.lambda_f * parts["format"]))
+    turns = None
+    if settings.turn_credit and not gated:
+        gains = turn_gains(case, scores, tracks, num_turns)
+        turns = tuple(settings.lambda_p * gain for gain in gains)
+    return Score(value=total, turns=turns, measured=parts | measure(case, scores, paths) | grades(path))
+
+
+def _bounds(**settings: Any) -> tuple[float, float]:
+    made = SearchP1(**settings)
+    most_path = 1.0 if made.clip_path or not made.self_track else PLANNER[-1]
+    most_format = format_value("full", format_mode=made.format_mode, format_scale=made.format_scale)
+    return 0.0, made.lambda_p * most_path + made.lambda_a + made.lambda_f * most_format
+
+
+@contract(bounds=_bounds, needs_answers=True, invariant=("answer_order",))
+def search_p1(task: Task, trajectory: Trajectory, **settings: Any) -> Score:
+    """Search-P1's total reward by the rules; its settings are those of `SearchP1`."""
+    if not task.answers:
+        raise RewardError(f"task {task.id} has no accepted answers to compare with")
+    made = SearchP1(**settings)
+    case = made.read(task, trajectory)
+    return total_reward(case, rule_scores(case, max_plan=made.max_plan), made, num_turns=len(trajectory.turns))
+
+
+search_p1.Config = SearchP1  # type: ignore[attr-defined]
