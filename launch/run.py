@@ -90,6 +90,9 @@ def _parts(resolved: Resolved, *, checkpoint: Path | None = None, log: bool = Tr
     start = checkpoint or recipe.train.init_from
     init_dir = weights_folder(str(start)) if start else model_dir
     source = build_source(recipe)
+    for setting, folder in (("model.path", model_dir), ("train.init_from", init_dir)):
+        if hasattr(source, "check_model"):  # a model may be made for one set of items only
+            source.check_model(folder, setting=setting)
     train_tasks = tasks_of(recipe, source, "train")
     held_out = tasks_of(recipe, source, recipe.eval.split, recipe.eval.tasks) if recipe.eval.tasks else []
     algorithm: Any = recipe.algorithm.load()

@@ -45,6 +45,7 @@ TABLES: dict[Family, dict[str, str]] = {
     "tasks": {
         "world": "rlkit.data.world:World",
         "multihop": "rlkit.data.multihop:Multihop",
+        "sequences": "rlkit.data.sequences:Sequences",
     },
     "retrievers": {
         "bm25": "rlkit.envs.bm25:Bm25",
@@ -52,12 +53,17 @@ TABLES: dict[Family, dict[str, str]] = {
     "envs": {
         "agentic_search": "rlkit.envs.agentic_search:AgenticSearch",
         "qa_retrieval": "rlkit.envs.qa_retrieval:QaRetrieval",
+        "sid_generation": "rlkit.envs.sid_generation:SidGeneration",
     },
     "rewards": {
         "exact_match": "rlkit.rewards.text_match:exact_match",
         "containment": "rlkit.rewards.text_match:containment",
         "f1": "rlkit.rewards.text_match:f1",
         "format": "rlkit.rewards.format:format_reward",
+        "sid_match": "rlkit.rewards.sid_match:sid_match",
+        "sid_prefix": "rlkit.rewards.sid_prefix:sid_prefix",
+        "ranking": "rlkit.rewards.ranking:ranking",
+        "rank_penalty": "rlkit.rewards.ranking:rank_penalty",
         "search_p1": "rlkit.rewards.search_p1:search_p1",
         "path_centric": "rlkit.rewards.path_centric:path_centric",
         "soft_outcome": "rlkit.rewards.soft_outcome:soft_outcome",
@@ -72,6 +78,7 @@ TABLES: dict[Family, dict[str, str]] = {
         "hf": "rlkit.policy.hf:HfEngine",
         "fake": "rlkit.policy.fake:FakeEngine",
         "demonstration": "rlkit.policy.demonstration:DemonstrationEngine",
+        "answers": "rlkit.policy.answers:AnswerEngine",
     },
     "algorithms": {
         kind: f"rlkit.algorithms.{kind}:ALGORITHM"
