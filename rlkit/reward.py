@@ -70,7 +70,7 @@ class Contract:
     """Least and greatest value, or a function `(**settings)` of them; a mapping's terms obey each. None: no promise."""
     invariant: tuple[Invariance, ...] = ()
     """What changes no value: white space around words of completions, the order of accepted answers, of the turns
-    before the last, or of the group (`group_order`, which every reward of a group promises)."""
+    before the last, or of the group (not of one that ranks candidates by their place)."""
     monotone: Mapping[str, Literal["up", "down"]] = field(default_factory=dict)
     """Signal of the environment -> direction: raising the signal by 1 never lowers (`up`) or never raises (`down`) the
     value. `answer: up`: an accepted answer in place of a wrong one never lowers it."""

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 GROUND = {
     "errors", "records", "randomness", "metrics", "recipe", "settings", "plugins", "layers", "combinations", "config",
     "checkpoint", "live", "store", "recorder", "text", "tags", "urls", "evidence",
-    "network", "annotation", "references", "search_path", "step_matching", "path_scores",
+    "network", "transcript", "annotation", "references", "search_path", "step_matching", "path_scores",
 }  # fmt: skip
 PROTOCOLS = {"env", "reward", "render", "retriever"}
 ALLOWED: dict[str, set[str]] = {
@@ -22,19 +22,22 @@ ALLOWED: dict[str, set[str]] = {
     "judging": {"judging", "protocols", "ground"},
     "rewards": {"rewards", "judging", "catalogue", "protocols", "ground"},
     "envs": {"envs", "catalogue", "protocols", "ground"},
+    "retrieval": {"retrieval", "judging", "envs", "protocols", "ground"},
     "ops": {"ops", "ground"},
     "algorithms": {"algorithms", "ops", "ground"},
     "data": {"data", "catalogue", "protocols", "ground"},
     "models": {"models", "catalogue", "ground"},
     "sync": {"sync", "policy", "ground"},
-    "policy": {"policy", "sync", "envs", "catalogue", "protocols", "ground"},
+    "policy": {"policy", "sync", "models", "envs", "catalogue", "protocols", "ground"},
     "learner": {"learner", "algorithms", "data", "models", "ops", "ground"},
     "rollout": {"rollout", "policy", "data", "protocols", "ground"},
+    "gate": {"gate", "rollout", "protocols", "ground"},
     "train": {"train", "rollout", "learner", "sync", "policy", "algorithms", "data", "protocols", "ground"},
     "report": {"report", "ground"},
     "cluster": {"cluster", "train", "models", "rollout", "learner", "sync", "policy", "data", "protocols", "ground"},
     "launch": {
         "launch",
+        "gate",
         "catalogue",
         "cluster",
         "train",
@@ -62,7 +65,7 @@ def unit(module: str) -> str:
         return "ground"
     if name in PROTOCOLS:
         return "protocols"
-    return "train" if name == "evaluate" else name
+    return "train" if name in ("evaluate", "rescore") else name
 
 
 def sources() -> Iterator[tuple[str, Path]]:
