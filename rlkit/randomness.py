@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Address", "stream", "uniform"]
+__all__ = ["Address", "generator", "stream", "uniform"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +39,11 @@ def stream(*parts: object) -> np.random.Generator:
     digest = hashlib.blake2b("|".join(map(str, parts)).encode(), digest_size=16).digest()
     key = np.frombuffer(digest, dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key))
+
+
+def generator(address: Address) -> np.random.Generator:
+    """A generator for the draws of a search, which takes many at once."""
+    return np.random.Generator(np.random.Philox(key=np.array(address.key(), dtype=np.uint64)))
 
 
 def uniform(address: Address, position: int) -> float:

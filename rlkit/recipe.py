@@ -29,6 +29,7 @@ __all__ = [
     "Rollout",
     "Run",
     "Train",
+    "ValueSettings",
 ]
 
 
@@ -129,6 +130,34 @@ class LearnerSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ValueSettings:
+    """`value`: a head that predicts what a prefix of a completion is still worth, trained beside the policy."""
+
+    head: Literal["none", "mlp", "block"] = "none"
+    """`mlp` reads the last hidden state at the prefix's last token; `block` one more attention layer over the
+    prefixes before it as well; `none`: there is no head."""
+    reward: str | None = None
+    """Reward whose terms `level_1` .. `level_L` it learns; it may have weight 0."""
+    target: Literal["td", "monte_carlo"] = "td"
+    """r_l + discount·V(next), or the discounted sum of the rewards that followed."""
+    discount: float = 0.99
+    """Of later rewards, in [0, 1]."""
+    coef: float = 1.0
+    """Weight of its squared error beside the policy's loss."""
+    detach: bool = False
+    """True: its gradient stops at the head and does not reach the policy's network."""
+    warmup_steps: int = 0
+    """Steps at the start of the run in which only the value is learned, from the policy's candidates."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "discount", "coef", "warmup_steps")
+        if self.discount > 1:
+            raise ValueError(f"discount: {self.discount} is above 1")
+        if self.head != "none" and self.reward is None:
+            raise ValueError("reward: null with a head; name the reward that speaks of levels, e.g. sid_prefix")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
     """`cluster`: which processes exist."""
 
@@ -219,6 +248,7 @@ SECTIONS: dict[str, type] = {
     "rollout": Rollout,
     "optim": Optim,
     "learner": LearnerSettings,
+    "value": ValueSettings,
     "cluster": Cluster,
     "train": Train,
     "eval": Eval,
@@ -294,6 +324,8 @@ class Recipe(Run):
     """How weights move."""
     learner: LearnerSettings = LearnerSettings()
     """How gradients are computed."""
+    value: ValueSettings = ValueSettings()
+    """What predicts the worth of prefixes."""
     cluster: Cluster = Cluster()
     """Which processes exist."""
     train: Train = Train()

@@ -34,17 +34,22 @@ __all__ = [
     "LeafStatus",
     "Message",
     "Node",
+    "NodeSearch",
     "RewardTerm",
+    "Sampler",
     "SamplingState",
     "ScoredTree",
+    "SearchReport",
     "Task",
     "Trajectory",
     "Tree",
     "Turn",
+    "ValueEdges",
 ]
 
 Author = Literal["prompt", "policy", "environment"]
 LeafStatus = Literal["done", "truncated", "failed"]
+Sampler = Literal["iid", "without_replacement", "beam", "ved"]
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float64]
 
@@ -96,6 +101,36 @@ class SamplingState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSearch:
+    """What a search knew about a node when it chose its candidates; for reports and calibration, not for the loss."""
+
+    value: float
+    """V of the prefix that ends here; NaN where no value head judged it."""
+    entropy: float
+    """H over its valid children, nats; 0 at a leaf, NaN where it was not computed."""
+    visits: int
+    """N, traversals through it."""
+    in_beam: bool
+    """Whether likelihood alone (the initial beam) kept it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchReport:
+    """How a tree's candidates were chosen, and what that cost. Tokens count once for each node that was evaluated."""
+
+    sampler: Sampler
+    """Only `iid` candidates are draws of the policy; an estimator on the others is biased unless corrected."""
+    budget: int
+    """Tokens that it was allowed, prefill excluded; 0: no limit."""
+    num_charged: int
+    """Tokens that it counted against the budget."""
+    num_evaluated: int
+    """Tokens that went through the model, prefill excluded."""
+    num_forwards: int
+    """Sequential depth: forwards that waited for each other, prefill included."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
     """A run of tokens with one author."""
 
@@ -115,6 +150,8 @@ class Node:
     """How it was sampled; policy nodes only."""
     turn: int = 0
     """0-based turn of the trajectory that this node belongs to."""
+    search: NodeSearch | None = None
+    """What the search knew of it, where an engine grew the tree."""
 
     def __post_init__(self) -> None:
         n = len(self.token_ids)
@@ -224,6 +261,8 @@ class Tree:
     """[N] depth-first; node 0 is the only root and holds the prompt."""
     leaves: tuple[Leaf, ...]
     """[L] one per trajectory of the group, in order of `sample_index`."""
+    search: SearchReport | None = None
+    """How its candidates were chosen; None: every leaf is an i.i.d. sample of the policy."""
 
     def __post_init__(self) -> None:
         if not self.nodes or self.nodes[0].parent != -1:
@@ -382,12 +421,32 @@ class CreditPath:
             raise ValueError(f"CreditPath: tokens, advantages, weights have lengths {lengths}")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValueEdges:
+    """What a value head is to predict: one edge per policy node and successor, of E.
+
+    The state of a node is the path up to its last token. Loss: Σ_e weight·(V(node) - target)², where the target is
+    reward + discount·V(next), or the reward alone where `next` is -1; V(next) carries no gradient.
+    """
+
+    node: Ints
+    """[E] index of the node."""
+    next: Ints
+    """[E] index of the node that follows on the path, or -1."""
+    reward: Floats
+    """[E] of the node; with Monte-Carlo targets the discounted sum from it on, and `next` is -1."""
+    weight: Floats
+    """[E] global denominators included."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class CreditedTree:
     """A scored tree with exact credit on its (shared) tokens. Made by an algorithm, read by the packer."""
 
     scored: ScoredTree
     paths: tuple[CreditPath, ...]
+    values: ValueEdges | None = None
+    """What the value head learns from this tree; None: nothing."""
 
     @property
     def tree(self) -> Tree:

@@ -1,7 +1,8 @@
 """Rollouts on disk: gzipped lines of JSON that give the records back exactly and need no rlkit to be read.
 
     line 1   {"format": "rlkit.trees", "schema": 1}
-    line 2.. one tree each: {"task", "nodes", "leaves", "terms", "paths" (null before credit is given)}
+    line 2.. one tree each: {"task", "nodes", "leaves", "search", "terms", "paths", "values"}
+             (paths and values are null before credit is given)
 
 An array is `{"dtype": "<f4", "base64": "..."}`: its little-endian bytes, so a log-probability keeps every
 bit. There is no pickle: a file from elsewhere can be opened without running its code. NaN outside an array is
@@ -17,7 +18,7 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,14 @@ from rlkit.records import (
     CreditPath,
     Leaf,
     Node,
+    NodeSearch,
     RewardTerm,
     SamplingState,
     ScoredTree,
+    SearchReport,
     Task,
     Tree,
+    ValueEdges,
 )
 
 __all__ = ["SCHEMA", "Decoder", "StoredTree", "read_trees", "write_trees"]
@@ -105,6 +109,7 @@ def _node_to_json(node: Node, decode: Decoder | None) -> dict[str, Any]:
         "behavior_logprobs": _pack(node.behavior_logprobs),
         "policy_version": int(node.policy_version),
         "sampling": sampling,
+        "search": node.search and asdict(node.search),
     }
 
 
@@ -123,6 +128,7 @@ def _node_from_json(row: dict[str, Any]) -> Node:
         behavior_logprobs=_unpack(row["behavior_logprobs"]),
         policy_version=row["policy_version"],
         sampling=sampling,
+        search=NodeSearch(**row["search"]) if row.get("search") else None,
     )
 
 
@@ -171,6 +177,12 @@ def _path_from_json(row: dict[str, Any]) -> CreditPath:
     )
 
 
+def _values_to_json(values: ValueEdges | None) -> dict[str, Any] | None:
+    if values is None:
+        return None
+    return {name: _pack(getattr(values, name)) for name in ("node", "next", "reward", "weight")}
+
+
 def _tree_to_json(record: ScoredTree | CreditedTree, decode: Decoder | None) -> dict[str, Any]:
     scored = record.scored if isinstance(record, CreditedTree) else record
     task = scored.tree.task
@@ -183,8 +195,10 @@ def _tree_to_json(record: ScoredTree | CreditedTree, decode: Decoder | None) -> 
         },
         "nodes": [_node_to_json(node, decode) for node in scored.tree.nodes],
         "leaves": [_leaf_to_json(leaf) for leaf in scored.tree.leaves],
+        "search": scored.tree.search and asdict(scored.tree.search),
         "terms": [_term_to_json(term) for term in scored.terms],
         "paths": [_path_to_json(path) for path in record.paths] if isinstance(record, CreditedTree) else None,
+        "values": _values_to_json(record.values) if isinstance(record, CreditedTree) else None,
     }
 
 
@@ -194,13 +208,16 @@ def _tree_from_json(row: dict[str, Any]) -> StoredTree:
         task=task,
         nodes=tuple(map(_node_from_json, row["nodes"])),
         leaves=tuple(Leaf(**leaf) for leaf in row["leaves"]),
+        search=SearchReport(**row["search"]) if row.get("search") else None,
     )
     scored = ScoredTree(tree=tree, terms=tuple(map(_term_from_json, row["terms"])))
     texts = [node["token_texts"] for node in row["nodes"]]
+    record: ScoredTree | CreditedTree = scored
+    if row["paths"] is not None:
+        values = row.get("values") and ValueEdges(**{name: _unpack(array) for name, array in row["values"].items()})
+        record = CreditedTree(scored=scored, paths=tuple(map(_path_from_json, row["paths"])), values=values)
     return StoredTree(
-        record=scored
-        if row["paths"] is None
-        else CreditedTree(scored=scored, paths=tuple(map(_path_from_json, row["paths"]))),
+        record=record,
         token_texts=None if None in texts else tuple(map(tuple, texts)),
     )
 

@@ -26,7 +26,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,17 @@ from transformers import AttentionInterface, PreTrainedModel
 from rlkit.errors import EngineError
 from rlkit.policy.kv import KeyValue, Prefix, Slots
 
-__all__ = ["IMPLEMENTATION", "Chunk", "Decode", "Plan", "Siblings", "running", "trace_windows"]
+__all__ = [
+    "IMPLEMENTATION",
+    "Attends",
+    "Chunk",
+    "Decode",
+    "Plan",
+    "Siblings",
+    "attend_padded",
+    "running",
+    "trace_windows",
+]
 
 IMPLEMENTATION = "rlkit_tree"
 BLOCK = 256
@@ -84,6 +94,14 @@ class Chunk:
     """[W, 1, L] 0 for columns in the past, else -inf."""
 
 
+class Attends(Protocol):
+    """What a forward's tokens may see, and where their keys and values are kept."""
+
+    def attend(self, layer: int, q: Tensor, new: KeyValue, softcap: float | None) -> Tensor:
+        """Store `new` [Hkv, Q, D] and return [Q, Hkv, g, D] for the scaled queries `q` [Q, Hkv, g, D]."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What each token of one forward belongs to."""
@@ -92,12 +110,27 @@ class Plan:
     decode: Decode | None
     chunks: list[Chunk] = field(default_factory=list)
 
+    def attend(self, layer: int, q: Tensor, new: KeyValue, softcap: float | None) -> Tensor:
+        """See `Attends`."""
+        out = q.new_zeros(*q.shape[:-1], new.values.shape[-1])  # zeros: tokens that only fill up the row
+        if (decode := self.decode) is not None:
+            n = len(decode.rows)
+            slots = self.slots.layer(layer, new)
+            slots.keys[decode.rows, :, decode.columns] = new.keys[:, :n].transpose(0, 1)
+            slots.values[decode.rows, :, decode.columns] = new.values[:, :n].transpose(0, 1)
+            out[:n] = _decode(q[:n], slots, decode, layer, softcap)
+        for chunk in self.chunks:
+            own = _store(self.slots, chunk, layer, new.columns(chunk.start, chunk.stop))
+            shared = chunk.prefix.layers[layer] if chunk.prefix is not None and chunk.slot is not None else None
+            out[chunk.start : chunk.stop] = _chunk(q[chunk.start : chunk.stop], shared, own, chunk.bias, softcap)
+        return out
 
-_PLAN: ContextVar[Plan | dict[int, int | None]] = ContextVar("rlkit_plan")
+
+_PLAN: ContextVar[Attends | dict[int, int | None]] = ContextVar("rlkit_plan")
 
 
 @contextmanager
-def running(plan: Plan) -> Iterator[None]:
+def running(plan: Attends) -> Iterator[None]:
     """Forwards inside this context follow `plan`."""
     token = _PLAN.set(plan)
     try:
@@ -138,7 +171,7 @@ def tree_attention(
     """
     plan = _PLAN.get(None)
     if plan is None:
-        raise EngineError(f"attention {IMPLEMENTATION!r} works inside HfEngine only; give the learner its own model")
+        raise EngineError(f"attention {IMPLEMENTATION!r} works inside an engine only; give the learner its own model")
     _, num_heads, num_tokens, _ = query.shape
     layer: int = module.layer_idx  # type: ignore[assignment]
     if isinstance(plan, dict):
@@ -149,18 +182,7 @@ def tree_attention(
     num_kv = key.shape[1]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     q = (query[0].transpose(0, 1) * scale).reshape(num_tokens, num_kv, num_heads // num_kv, -1)  # [Q, Hkv, g, D]
-    new = KeyValue(key[0], value[0])
-    out = q.new_zeros(*q.shape[:-1], value.shape[-1])  # zeros: tokens that only fill up the row belong to nothing
-    if (decode := plan.decode) is not None:
-        n = len(decode.rows)
-        slots = plan.slots.layer(layer, new)
-        slots.keys[decode.rows, :, decode.columns] = new.keys[:, :n].transpose(0, 1)
-        slots.values[decode.rows, :, decode.columns] = new.values[:, :n].transpose(0, 1)
-        out[:n] = _decode(q[:n], slots, decode, layer, softcap)
-    for chunk in plan.chunks:
-        own = _store(plan.slots, chunk, layer, new.columns(chunk.start, chunk.stop))
-        shared = chunk.prefix.layers[layer] if chunk.prefix is not None and chunk.slot is not None else None
-        out[chunk.start : chunk.stop] = _chunk(q[chunk.start : chunk.stop], shared, own, chunk.bias, softcap)
+    out = plan.attend(layer, q, KeyValue(key[0], value[0]), softcap)
     return out.view(1, num_tokens, num_heads, -1), None
 
 
@@ -237,6 +259,16 @@ def _chunk(q: Tensor, shared: KeyValue | None, own: KeyValue, bias: Tensor, soft
         weights = _softmax(torch.cat([over_prefix, scores], -1)).flatten(1, 2)
         out = _mix(weights[..., num_shared:], own.values) + _product(weights[..., :num_shared], shared.values)
     return out.view(*heads, -1).transpose(0, 1)
+
+
+def attend_padded(q: Tensor, seen: KeyValue, bias: Tensor, softcap: float | None) -> Tensor:
+    """q [U, n, Hkv, g, D], seen [U, Hkv, L, D], bias [U, n, L] -> [U, n, Hkv, g, D]: rows that share nothing."""
+    users, width, num_kv, grouped = q.shape[:4]
+    rows = q.transpose(1, 2).reshape(users * num_kv, width * grouped, -1)
+    keys, values = (x.flatten(0, 1) for x in seen)
+    scores = _capped(_product(rows, keys.mT), softcap).view(users, num_kv, width, grouped, -1)
+    weights = _softmax(scores + bias[:, None, :, None]).view(users * num_kv, width * grouped, -1)
+    return _mix(weights, values).view(users, num_kv, width, grouped, -1).transpose(1, 2)
 
 
 def _capped(scores: Tensor, softcap: float | None) -> Tensor:

@@ -3,21 +3,34 @@
 Every engine (in-process transformers, vLLM, a trie decoder, the scripted fake) sits behind `Engine`, so the rollout
 loop knows none of them. A request carries the full path of token ids: how much of it is still in some KV cache is the
 engine's own business.
+
+An engine that chooses all completions of a task together (beam search, value-guided search) is a `Grower` as well: it
+is asked once for the whole tree below the prompt instead of once per sample.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rlkit.records import SamplingState, Task
+from rlkit.recipe import ValueSettings
+from rlkit.records import Node, SamplingState, SearchReport, Task
 
-__all__ = ["Completion", "Engine", "EngineContext", "SampleRequest", "Sampling"]
+__all__ = [
+    "Completion",
+    "Engine",
+    "EngineContext",
+    "GrowRequest",
+    "Grower",
+    "Growth",
+    "SampleRequest",
+    "Sampling",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +115,51 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GrowRequest:
+    """Choose the completions of one task together."""
+
+    task_id: str
+    """Address of its random draws."""
+    token_ids: NDArray[np.int32]
+    """[P] the prompt."""
+    num_candidates: int
+    """Completions wanted; there may be fewer, never copies of one that was found once."""
+    max_tokens: int
+    """At most this many tokens per completion."""
+    sampling: Sampling = Sampling()
+    """Distribution to choose from; temperature 0 asks for the likeliest completions."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Growth:
+    """What was grown below one prompt."""
+
+    nodes: tuple[Node, ...]
+    """Policy nodes; `parent` is an index into this tuple, before the node itself, or -1 for the prompt."""
+    candidates: tuple[int, ...]
+    """[C] last node of each completion, in order of `sample_index`; one that was drawn twice stands twice."""
+    search: SearchReport
+    """How they were chosen."""
+
+    def path(self, candidate: int) -> list[int]:
+        """Indices of the nodes of a completion, first to last."""
+        found, node = [], self.candidates[candidate]
+        while node != -1:
+            found.append(node)
+            node = self.nodes[node].parent
+        return found[::-1]
+
+
+@runtime_checkable
+class Grower(Protocol):
+    """An engine that grows whole trees."""
+
+    async def grow(self, request: GrowRequest) -> Growth:
+        """Grow one tree; concurrent calls are batched. Raises `EngineError`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineContext:
     """What a worker has for an engine that a recipe names: `Kind.build(config, context)`."""
 
@@ -111,5 +169,7 @@ class EngineContext:
     """The recipe's seed, the root of every address."""
     dtype: str = "float32"
     """Of weights and keys, `model.dtype` of the recipe: the learner sends its weights in it."""
+    value: ValueSettings = field(default_factory=ValueSettings)
+    """Shape of the value head, for engines that search with it."""
     tasks: tuple[Task, ...] = ()
     """Tasks of the run, for engines that play an expert."""

@@ -34,7 +34,7 @@ from rlkit.policy.drafts import Draft, Forward, pack, whole_vectors
 from rlkit.policy.invariance import require_invariant_math
 from rlkit.policy.kv import Prefix, Slots, Suffix
 from rlkit.policy.sampling import draw, sampling_state
-from rlkit.policy.takeover import end_ids, take_over
+from rlkit.policy.takeover import device_of, end_ids, take_over
 from rlkit.policy.tokens import StopWatch, Tokenizer, decode
 from rlkit.policy.weights import assign_weights
 from rlkit.randomness import Address, uniform
@@ -92,7 +92,7 @@ class HfEngine:
         `eos_ids` end a completion; None takes those of model and tokenizer. Raises `EngineError` for a model
         whose attention it cannot run, and if `deterministic` cannot be kept.
         """
-        self._device = _device(config.device)
+        self._device = device_of(config.device)
         self._model = model.to(self._device).eval().requires_grad_(False)
         if config.deterministic:
             require_invariant_math(self._device, model.dtype)
@@ -339,9 +339,3 @@ class HfEngine:
             self._slots.move(last, draft.slot, moved.num_computed)
             moved.slot = draft.slot
             self._active[moved.slot] = moved
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)

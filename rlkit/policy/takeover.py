@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 
+import torch
 from transformers import PreTrainedModel
 
 from rlkit.errors import EngineError
 from rlkit.policy.attention import IMPLEMENTATION, trace_windows
 from rlkit.policy.tokens import Tokenizer
 
-__all__ = ["Traits", "end_ids", "take_over"]
+__all__ = ["Traits", "device_of", "end_ids", "take_over"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +50,13 @@ def take_over(model: PreTrainedModel) -> Traits:
         window=min((window for window in windows.values() if window is not None), default=None),
         widths=tuple(sorted(sides - {config.vocab_size})),
     )
+
+
+def device_of(name: str) -> torch.device:
+    """The device that a setting names; `auto` takes a GPU where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
 
 
 def end_ids(model: PreTrainedModel, tokenizer: Tokenizer) -> frozenset[int]:

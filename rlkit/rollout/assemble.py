@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from rlkit.records import Leaf, Node, Task, Tree
+from rlkit.records import Leaf, Node, SearchReport, Task, Tree
 
 __all__ = ["NodeKey", "Path", "assemble"]
 
@@ -30,11 +30,13 @@ class Path:
     """How it ended; `leaf.node` is filled in by `assemble`."""
 
 
-def assemble(task: Task, nodes: Mapping[NodeKey, Node], paths: Iterable[Path]) -> Tree:
+def assemble(
+    task: Task, nodes: Mapping[NodeKey, Node], paths: Iterable[Path], search: SearchReport | None = None
+) -> Tree:
     """Merge paths into one depth-first tree; children stand in the order of their lowest sample index.
 
-    `nodes` holds each run once; its `parent` is replaced. Raises `ValueError` if the paths are no tree: two
-    roots, one run below two parents, or an empty path.
+    `nodes` holds each run once; its `parent` is replaced. `search` says how an engine chose the paths, if it did.
+    Raises `ValueError` if the paths are no tree: two roots, one run below two parents, or an empty path.
     """
     ordered = sorted(paths, key=lambda path: path.leaf.sample_index)
     parents: dict[NodeKey, NodeKey | None] = {}
@@ -61,4 +63,4 @@ def assemble(task: Task, nodes: Mapping[NodeKey, Node], paths: Iterable[Path]) -
         placed.append(replace(nodes[key], parent=places[parents[key]]))
         waiting += reversed(children[key])
     leaves = tuple(replace(path.leaf, node=places[path.keys[-1]]) for path in ordered)
-    return Tree(task=task, nodes=tuple(placed), leaves=leaves)
+    return Tree(task=task, nodes=tuple(placed), leaves=leaves, search=search)

@@ -80,7 +80,9 @@ def build_rollouts(
     """Engine, environments, renderer and rewards of one worker. `tasks` serve engines that play an expert."""
     from transformers import AutoTokenizer
 
-    context = EngineContext(model_dir=model_dir, seed=recipe.seed, dtype=recipe.model.dtype, tasks=tuple(tasks))
+    context = EngineContext(
+        model_dir=model_dir, seed=recipe.seed, dtype=recipe.model.dtype, value=recipe.value, tasks=tuple(tasks)
+    )
     renderer = Renderer(AutoTokenizer.from_pretrained(model_dir, local_files_only=True))
     envs = cast(EnvFactory, recipe.env.load()(recipe.env.settings, retriever))
     return Rollouts(

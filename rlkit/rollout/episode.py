@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from rlkit.env import Env, EnvFactory, EnvStep
 from rlkit.errors import EngineError, EnvError
-from rlkit.policy.base import Completion, Engine, SampleRequest, Sampling
+from rlkit.policy.base import Completion, Engine, Grower, GrowRequest, Growth, SampleRequest, Sampling
 from rlkit.records import Leaf, LeafStatus, Node, Task
 from rlkit.render import Renderer
 from rlkit.rollout.assemble import NodeKey
@@ -47,6 +47,8 @@ class Group:
     """Every run of tokens so far."""
     num_shared: int = 0
     """Leading tokens that all samples have in common."""
+    growth: Growth | None = None
+    """All first completions, where the engine chose them together."""
 
     def open(self, episodes: Sequence[Episode]) -> None:
         """Put the prompt, and what environments prefill, first on every path; fail what cannot begin."""
@@ -85,6 +87,32 @@ class Group:
         heads = {tuple(episode.keys): len(episode.token_ids) for episode in _alive(episodes)}
         self.num_shared = heads.popitem()[1] if len(heads) == 1 else len(root.token_ids)
 
+    async def grow(self, episodes: Sequence[Episode], group_size: int) -> None:
+        """Ask an engine that grows trees for all completions; there may be fewer than samples. Others are not asked."""
+        alive = _alive(episodes)
+        if not isinstance(self.engine, Grower) or not alive:
+            return
+        heads = {episode.token_ids.tobytes(): episode.token_ids for episode in alive}
+        if len(heads) > 1:
+            for episode in alive:
+                episode.end("failed", f"engine: it grows one tree, the samples have {len(heads)} different beginnings")
+            return
+        [token_ids] = heads.values()
+        room = self.max_path_tokens - len(token_ids)
+        caps = [self.max_completion_tokens if e.step.max_tokens is None else e.step.max_tokens for e in alive]
+        request = GrowRequest(
+            task_id=self.address,
+            token_ids=token_ids,
+            num_candidates=group_size,
+            max_tokens=min(room, *caps),
+            sampling=self.sampling,
+        )
+        try:
+            self.growth = await self.engine.grow(request)
+        except EngineError as error:
+            for episode in alive:
+                episode.end("failed", f"engine: {_reason(error)}")
+
 
 @dataclass(kw_only=True)
 class Episode:
@@ -113,6 +141,9 @@ class Episode:
     async def run(self) -> None:
         """Completions and observations, until something ends them."""
         turn = 0
+        growth = self.group.growth
+        if growth is not None and self.sample_index >= len(growth.candidates):
+            return  # there were not so many candidates: this sample leaves no trace
         try:
             while self.leaf is None:
                 await self._turn(turn)
@@ -153,6 +184,9 @@ class Episode:
 
     async def _turn(self, turn: int) -> None:
         group = self.group
+        if turn == 0 and group.growth is not None:
+            await self._grown(group.growth)
+            return
         cap = group.max_completion_tokens if self.step.max_tokens is None else self.step.max_tokens
         room = group.max_path_tokens - len(self.token_ids)
         request = SampleRequest(
@@ -178,6 +212,19 @@ class Episode:
             self.end(self.step.status, self.step.reason, self.step.answer)
         else:
             self._observe(turn, after_eos=completion.finish == "eos")
+
+    async def _grown(self, growth: Growth) -> None:
+        """Take this sample's completion from what was grown; nodes that candidates share are one run."""
+        text = ""
+        for index in growth.path(self.sample_index):
+            self.extend(("grown", index), growth.nodes[index])
+            text += growth.nodes[index].text
+        assert self.env is not None  # an episode without one failed at its start
+        self.step = await self._ask(self.env.step, self.group.renderer.visible(text))
+        if self.step.done:
+            self.end(self.step.status, self.step.reason, self.step.answer)
+        else:
+            self._observe(0, after_eos=False)
 
     def _observe(self, turn: int, *, after_eos: bool) -> None:
         """Add the observation, unless no completion could follow it: it would be computed for nothing."""

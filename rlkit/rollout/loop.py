@@ -2,6 +2,7 @@
 
 start every environment ─> one prompt node (and what they prefill)
     each sample, on its own:  sample a completion ─> ask its environment ─> add the observation ─> ...
+    (an engine that grows trees chooses the completions of all samples together, before that)
 release the engine's cache, close every environment, assemble the tree ─> score it
 """
 
@@ -61,12 +62,13 @@ async def rollout_tree(
     try:
         await _together(episode.start(envs) for episode in episodes)
         group.open(episodes)
+        await group.grow(episodes, group_size)
         await _together(episode.run() for episode in episodes)
     finally:
         engine.release(group.address)
         await _together(episode.close() for episode in episodes)
     paths = [Path(keys=tuple(episode.keys), leaf=episode.leaf) for episode in episodes if episode.leaf is not None]
-    return assemble(task, group.nodes, paths)
+    return assemble(task, group.nodes, paths, None if group.growth is None else group.growth.search)
 
 
 class TreeScorer(Protocol):
