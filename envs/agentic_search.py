@@ -18,6 +18,7 @@ trajectory; observations are cut in characters, because an environment has no to
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -60,6 +61,7 @@ class AgenticSearch:
     """The environment kind `agentic_search`."""
 
     needs_retriever = True
+    can_fork = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -167,6 +169,12 @@ class SearchEpisode:
             self._signals["forced_answer"] = 1.0
             said += self.config.tags.open("answer")
         return self._next(said)
+
+    def fork(self) -> SearchEpisode:
+        """A copy with its own counts; the retriever stays shared."""
+        twin = copy(self)
+        twin._seen, twin._signals = set(self._seen), dict(self._signals)
+        return twin
 
     async def close(self) -> None:
         """Nothing is held."""

@@ -40,6 +40,8 @@ def _sampling(recipe: Recipe) -> Problems:
             "rollout.group_size",
             f"{rollout.group_size} is below {smallest}: {algorithm.kind} compares the trajectories of a task",
         )
+    if rollout.branches > 1 and not getattr(recipe.env.load(), "can_fork", False):
+        yield "rollout.branches", f"{rollout.branches}: env '{recipe.env.kind}' cannot fork; use rollout.branches=1"
     if rollout.max_completion_tokens >= model.max_context:
         yield (
             "rollout.max_completion_tokens",

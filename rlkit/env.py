@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, Self, runtime_checkable
 
 from rlkit.records import LeafStatus, Message, Task
 
-__all__ = ["Env", "EnvFactory", "EnvStep"]
+__all__ = ["Env", "EnvFactory", "EnvStep", "ForkableEnv"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +52,15 @@ class Env(Protocol):
 
     async def close(self) -> None:
         """Free what the trajectory holds; called once, also after a failure."""
+        ...
+
+
+@runtime_checkable
+class ForkableEnv(Env, Protocol):
+    """An environment whose trajectory can split, for rollouts that branch; its factory says `can_fork = True`."""
+
+    def fork(self) -> Self:
+        """An independent copy of where the trajectory is; both go on as if the other did not exist."""
         ...
 
 

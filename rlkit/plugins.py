@@ -91,6 +91,7 @@ TABLES: dict[Family, dict[str, str]] = {
             "rloo",
             "reinforce_pp",
             "sibling_grpo",
+            "turn_grpo",
             "sft",
         )
     },

@@ -73,11 +73,20 @@ class Rollout:
     """Cap on one completion (one turn), in tokens."""
     max_concurrent_groups: int = 8
     """Trees that one rollout worker extends at the same time; bounds its KV cache."""
+    branches: int = 1
+    """Samples of a group that share their first turns; divides `group_size`. 1: every sample is on its own."""
+    fork_turn: int = 1
+    """Turns that they share; 1 forks after the first search."""
+    max_unique_tokens: int | None = None
+    """Budget of a group that branches, prompt included: no branch is begun beyond it; null: none."""
 
     def __post_init__(self) -> None:
         above(self, 0, "temperature", "top_p")
         at_least(self, 0, "top_k")
         at_least(self, 1, "group_size", "groups_per_step", "max_completion_tokens", "max_concurrent_groups")
+        at_least(self, 1, "branches", "fork_turn", "max_unique_tokens")
+        if self.group_size % self.branches:
+            raise ValueError(f"branches: {self.branches} does not divide group_size={self.group_size}")
         if self.top_p > 1:
             raise ValueError(f"top_p: {self.top_p} is not in (0, 1]; 1 samples from all tokens")
 

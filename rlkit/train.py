@@ -32,6 +32,7 @@ from rlkit.policy.base import Sampling
 from rlkit.recipe import Recipe
 from rlkit.recorder import Recorder
 from rlkit.records import CreditedTree, ScoredTree, Task
+from rlkit.rollout.branching import Branching
 from rlkit.rollout.ledger import Draw, Ledger, TaskStream
 from rlkit.rollout.loop import RolloutSettings
 from rlkit.sync.base import SyncReport
@@ -120,6 +121,11 @@ class Parts:
             max_path_tokens=self.recipe.model.max_context,
             sampling=Sampling(temperature=rollout.temperature, top_k=rollout.top_k, top_p=rollout.top_p),
             max_concurrent_groups=rollout.max_concurrent_groups,
+            branching=Branching(
+                branches=rollout.branches,
+                fork_turn=rollout.fork_turn,
+                max_unique_tokens=rollout.max_unique_tokens,
+            ),
         )
 
 

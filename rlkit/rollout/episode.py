@@ -16,7 +16,7 @@ from typing import ParamSpec, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from rlkit.env import Env, EnvFactory, EnvStep
+from rlkit.env import Env, EnvFactory, EnvStep, ForkableEnv
 from rlkit.errors import EngineError, EnvError
 from rlkit.policy.base import Completion, Engine, Grower, GrowRequest, Growth, SampleRequest, Sampling
 from rlkit.records import Leaf, LeafStatus, Node, Task
@@ -127,6 +127,8 @@ class Episode:
     """Its path so far."""
     token_ids: Ints = field(default_factory=lambda: np.zeros(0, np.int32))
     """[P] the tokens of that path."""
+    turn: int = 0
+    """The next turn."""
     leaf: Leaf | None = None
     """How it ended, once it has."""
 
@@ -138,20 +140,30 @@ class Episode:
         except EnvError as error:
             self.end("failed", _reason(error))
 
-    async def run(self) -> None:
-        """Completions and observations, until something ends them."""
-        turn = 0
+    async def run(self, before: int | None = None) -> None:
+        """Completions and observations, until something ends them, or until turn `before` is next."""
         growth = self.group.growth
         if growth is not None and self.sample_index >= len(growth.candidates):
             return  # there were not so many candidates: this sample leaves no trace
         try:
-            while self.leaf is None:
-                await self._turn(turn)
-                turn += 1
+            while self.leaf is None and self.turn != before:
+                await self._turn(self.turn)
+                self.turn += 1
         except EnvError as error:
             self.end("failed", _reason(error))
         except EngineError as error:
             self.end("failed", f"engine: {_reason(error)}")
+
+    async def follow(self, trunk: Episode) -> None:
+        """Continue where `trunk` is, with draws of its own; the path so far is shared. Needs `Env.fork`."""
+        await self.close()
+        self.keys, self.token_ids = [*trunk.keys], trunk.token_ids
+        self.step, self.turn = trunk.step, trunk.turn
+        try:
+            self.env = await self._guard(_fork, trunk.env)
+        except EnvError as error:
+            self.env = None
+            self.end("failed", _reason(error))
 
     async def close(self) -> None:
         """Free the environment; a failure here costs nothing any more."""
@@ -264,6 +276,12 @@ def _alive(episodes: Sequence[Episode]) -> list[Episode]:
 
 async def _make(envs: EnvFactory) -> Env:
     return envs.make()
+
+
+async def _fork(env: Env | None) -> Env:
+    if not isinstance(env, ForkableEnv):
+        raise EnvError(f"{type(env).__name__} has no fork(), so its samples cannot share their first turns")
+    return env.fork()
 
 
 def _policy_node(completion: Completion, turn: int) -> Node:

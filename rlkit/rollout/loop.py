@@ -2,6 +2,7 @@
 
 start every environment ─> one prompt node (and what they prefill)
     each sample, on its own:  sample a completion ─> ask its environment ─> add the observation ─> ...
+    or after turns that several samples share (rlkit/rollout/branching.py)
     (an engine that grows trees chooses the completions of all samples together, before that)
 release the engine's cache, close every environment, assemble the tree ─> score it
 """
@@ -18,12 +19,14 @@ from rlkit.policy.base import Engine, Sampling
 from rlkit.records import ScoredTree, Task, Tree
 from rlkit.render import Renderer
 from rlkit.rollout.assemble import Path, assemble
+from rlkit.rollout.branching import Branching, play, with_trunks
 from rlkit.rollout.episode import Episode, Group
 from rlkit.rollout.ledger import Draw
 
 __all__ = ["RolloutSettings", "Rollouts", "TreeScorer", "rollout_tree"]
 
 T = TypeVar("T")
+INDEPENDENT = Branching()
 
 
 async def rollout_tree(
@@ -39,13 +42,14 @@ async def rollout_tree(
     sample_indices: Sequence[int] | None = None,
     address: str | None = None,
     env_deadline_s: float = 300.0,
+    branching: Branching = INDEPENDENT,
 ) -> Tree:
     """Sample one tree. What fails in an environment or engine is a leaf's status, never an exception.
 
     `max_path_tokens` is the context: no path is longer, prompt included. `sample_indices` replays some of the
     group's samples, alone but with the same draws. `address` stands for `task.id` in the address of those
     draws, where a task is rolled out more than once (see `Draw`). `env_deadline_s` is for one call of an
-    environment.
+    environment. `branching` lets samples share their first turns.
     """
     group = Group(
         task=task,
@@ -58,16 +62,21 @@ async def rollout_tree(
         env_deadline_s=env_deadline_s,
     )
     indices = range(group_size) if sample_indices is None else sample_indices
-    episodes = [Episode(group=group, sample_index=index) for index in indices]
+    episodes = [Episode(group=group, sample_index=index) for index in with_trunks(indices, branching)]
+    begun: list[Episode] = []
     try:
         await _together(episode.start(envs) for episode in episodes)
         group.open(episodes)
         await group.grow(episodes, group_size)
-        await _together(episode.run() for episode in episodes)
+        begun = await play(episodes, branching, _together)
     finally:
         engine.release(group.address)
         await _together(episode.close() for episode in episodes)
-    paths = [Path(keys=tuple(episode.keys), leaf=episode.leaf) for episode in episodes if episode.leaf is not None]
+    paths = [
+        Path(keys=tuple(episode.keys), leaf=episode.leaf)
+        for episode in begun
+        if episode.leaf is not None and episode.sample_index in indices
+    ]
     return assemble(task, group.nodes, paths, None if group.growth is None else group.growth.search)
 
 
@@ -97,6 +106,8 @@ class RolloutSettings:
     """Distribution to draw from."""
     max_concurrent_groups: int = 8
     """Trees that are extended at the same time."""
+    branching: Branching = INDEPENDENT
+    """Which turns samples share."""
 
 
 class Rollouts:
@@ -137,6 +148,7 @@ class Rollouts:
                 max_completion_tokens=settings.max_completion_tokens,
                 max_path_tokens=settings.max_path_tokens,
                 address=draw.address,
+                branching=settings.branching,
             )
         return await self.scorer.score(tree)  # outside: the next tree is sampled meanwhile
 
