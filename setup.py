@@ -37,6 +37,7 @@ setup(
             "bm25s>=0.3",
             "einops>=0.8",
         ],
+        "retrieval": ["faiss-cpu>=1.15", "networkx>=3.6", "scikit-learn>=1.9"],  # the retriever `hybrid`
         "cluster": ["ray[default]==2.60.*"],  # [default] brings `ray job submit` and the dashboard
         "deepspeed": ["deepspeed>=0.19"],
         "vllm": ["vllm>=0.32"],  # in an environment of its own: it needs an older transformers than [train]

@@ -6,14 +6,15 @@ but the answer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rlkit.env import EnvStep
-from rlkit.envs.agentic_search import passages_text
 from rlkit.envs.prompts import check_template, fill
 from rlkit.errors import EnvError
+from rlkit.evidence import estimated_tokens, within_budget
 from rlkit.records import Message, Task
-from rlkit.retriever import Retriever
+from rlkit.retriever import Passage, Retriever
 from rlkit.tags import Tags, parse
 
 __all__ = ["QaEpisode", "QaRetrieval"]
@@ -39,9 +40,11 @@ class QaRetrieval:
         top_k: int = 3
         """Passages in the prompt."""
         passage: str = "Doc {rank}(Title: {title}) {text}"
-        """How one passage is printed; one per line."""
+        """How one passage is printed; one per line. It may name {rank}, {title}, {text} and {url}."""
         max_passages_chars: int = 4000
-        """All passages together are cut here; about 1000 tokens of English."""
+        """All passages together are cut here, between passages; about 1000 tokens of English."""
+        max_passages_tokens: int | None = None
+        """Cut in tokens instead, which are estimated: there is no tokenizer here; null: in characters."""
         max_answer_tokens: int | None = None
         """Cap on the completion, in tokens; null: the recipe's `rollout.max_completion_tokens`."""
 
@@ -50,7 +53,7 @@ class QaRetrieval:
                 if name.startswith(("max_", "top_")) and value is not None and value < 1:
                     raise ValueError(f"{name}: {value} is below 1")
             check_template("prompt", self.prompt, required=("question", "passages"))
-            check_template("passage", self.passage, required=("text",), optional=("rank", "title"))
+            check_template("passage", self.passage, required=("text",), optional=("rank", "title", "url"))
 
     def __init__(self, config: Config, retriever: Retriever) -> None:
         self.config = config
@@ -76,12 +79,24 @@ class QaEpisode:
         if retrieval.status != "ok":
             raise EnvError(f"retriever: {retrieval.status}")
         self._signals["num_passages"] = float(len(retrieval.passages))
-        passages = passages_text(retrieval.passages, config.passage, config.tags)[: config.max_passages_chars]
-        prompt = fill(config.prompt, config.tags, question=task.question, passages=passages)
+        passages = "\n".join(self._printed(retrieval.passages))
+        question = config.tags.inert(task.question)  # neither it nor a passage can pose as the prompt's own tags
+        prompt = fill(config.prompt, config.tags, question=question, passages=passages)
         messages = [Message(role="system", content=config.system)] if config.system else []
         messages.append(Message(role="user", content=prompt))
         stop = (config.tags.close("answer"),) if config.tagged else ()
         return EnvStep(messages=tuple(messages), stop=stop, max_tokens=config.max_answer_tokens, signals=self._signals)
+
+    def _printed(self, passages: Sequence[Passage]) -> list[str]:
+        """The passages that fit the budget, whole; ranks from 1."""
+        config = self.config
+        texts = [
+            config.tags.inert(fill(config.passage, config.tags, rank=str(rank), **_slots(passage)))
+            for rank, passage in enumerate(passages, start=1)
+        ]
+        if config.max_passages_tokens is not None:
+            return within_budget(texts, config.max_passages_tokens, estimated_tokens)
+        return within_budget(texts, config.max_passages_chars)
 
     async def step(self, completion: str) -> EnvStep:
         """The one completion is the answer."""
@@ -94,3 +109,7 @@ class QaEpisode:
 
     async def close(self) -> None:
         """Nothing is held."""
+
+
+def _slots(passage: Passage) -> dict[str, str]:
+    return {"title": passage.title, "text": passage.text, "url": passage.url}

@@ -97,7 +97,7 @@ def _by_rule(answer: str, evidence: str, references: Sequence[str], share: float
     said = statements(answer)
     invented = unsupported(answer, [evidence, *references], share)
     support = 1 - len(invented) / len(said) if said else 1.0
-    return (text.best(text.f1, answer, references) + support) / 2
+    return (text.best(text.f1, _bare(answer), map(_bare, references)) + support) / 2
 
 
 def is_refusal(answer: str) -> bool:
@@ -107,10 +107,7 @@ def is_refusal(answer: str) -> bool:
 
 def statements(answer: str) -> list[str]:
     """The sentences of `answer` that claim something."""
-    bare = answer
-    for start, end, _ in reversed(list(spans(answer))):
-        bare = f"{bare[:start]} {bare[end:]}"
-    return [sentence for sentence in _sentences(bare) if len(_content(sentence)) >= 2]
+    return [sentence for sentence in _sentences(_bare(answer)) if len(_content(sentence)) >= 2]
 
 
 def unsupported(answer: str, sources: Sequence[str], share: float = 0.6) -> list[str]:
@@ -126,6 +123,13 @@ def unsupported(answer: str, sources: Sequence[str], share: float = 0.6) -> list
         return any(len(wanted & window) >= share * len(wanted) for window in windows)
 
     return [statement for statement in statements(answer) if not supported(statement)]
+
+
+def _bare(answer: str) -> str:
+    """`answer` without its URLs."""
+    for start, end, _ in reversed(list(spans(answer))):
+        answer = f"{answer[:start]} {answer[end:]}"
+    return answer
 
 
 def _sentences(passage: str) -> list[str]:

@@ -45,10 +45,12 @@ TABLES: dict[Family, dict[str, str]] = {
     "tasks": {
         "world": "rlkit.data.world:World",
         "multihop": "rlkit.data.multihop:Multihop",
+        "docs_qa": "rlkit.data.docs_qa:DocsQa",
         "sequences": "rlkit.data.sequences:Sequences",
     },
     "retrievers": {
         "bm25": "rlkit.envs.bm25:Bm25",
+        "hybrid": "rlkit.retrieval.hybrid:Hybrid",
     },
     "envs": {
         "agentic_search": "rlkit.envs.agentic_search:AgenticSearch",

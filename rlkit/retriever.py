@@ -16,6 +16,8 @@ class Passage:
     id: str
     title: str
     text: str
+    url: str = ""
+    """Where it is published; empty: it cannot be cited."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,385 @@
+"""The retriever kind `hybrid`: words, vectors and a graph, asked with several queries and fused (adqa, §2).
+
+    question ─> queries ─┬─ BM25 ───────────┐
+                         ├─ vectors ────────┼─> reciprocal ranks ─> without repeats ─> reranked ─> top_k
+    question ────────────┴─ graph (walk) ───┘
+
+All channels search what is indexed once, saved and opened memory-mapped. A channel, rewriter or reranker that fails is
+counted and left out; only a search without any channel has failed. With `log` every query is written down: the next
+graph can be built over the passages that were used most (`heat_log`), which is the paper's co-adaptation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlkit.envs.batching import BatchedRetriever, Batching
+from rlkit.envs.bm25 import Bm25
+from rlkit.errors import DataError
+from rlkit.judging import Endpoint
+from rlkit.retrieval.dense import DenseIndex
+from rlkit.retrieval.embed import EmbedderSettings, make_embedder
+from rlkit.retrieval.fusion import different, reciprocal_rank_fusion
+from rlkit.retrieval.graph import Graph, Walk, build_graph
+from rlkit.retrieval.heat import CitationHeat, RetrievalLog, read_log
+from rlkit.retrieval.queries import rewritten, variants
+from rlkit.retrieval.rerank import CrossEncoder, Reranker, RerankSettings, within_deadline
+from rlkit.retriever import Passage, Retrieval
+from rlkit.settings import at_least
+
+__all__ = ["GraphSettings", "Hybrid"]
+
+Channel = Literal["bm25", "dense", "graph"]
+CHANNELS: tuple[Channel, ...] = ("bm25", "dense", "graph")
+FORMAT = "1"
+"""Of the saved index; part of its fingerprint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphSettings:
+    """How the graph is built and walked."""
+
+    folders: list[str] = field(default_factory=list)
+    """Folders with `entities.jsonl.gz` and `edges.jsonl.gz`, beside what the passages' own links say."""
+    hops: int = 2
+    """Edges from an entity of the query, at most."""
+    linked: int = 6
+    """Entities that a query is linked to, at most."""
+    max_degree: int = 40
+    """Edges followed from one entity; one with more is an end after the first hop."""
+    max_entities: int = 150
+    """Entities of one walk."""
+    resolution: float = 1.0
+    """Of the communities; higher makes more and smaller ones."""
+    share: float = 0.1
+    """Part of the corpus that becomes the graph, the most used first; without `heat_log` all of it does."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "hops", "linked", "max_degree", "max_entities")
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share: {self.share} is not in (0, 1]")
+
+
+class Hybrid:
+    """Several channels in this process; calls from many trajectories share one batched search."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Settings of the retriever kind `hybrid`."""
+
+        channels: list[str] = field(default_factory=lambda: list(CHANNELS))
+        """Which of bm25, dense and graph."""
+        embedder: EmbedderSettings = field(default_factory=EmbedderSettings)
+        """Vectors of the dense channel, of entities and of the reranker."""
+        graph: GraphSettings = field(default_factory=GraphSettings)
+        """The graph channel."""
+        rerank: RerankSettings = field(default_factory=RerankSettings)
+        """The final order."""
+        num_queries: int = 4
+        """The question and its variants, together."""
+        rewriter: Endpoint | None = None
+        """A model that writes the variants; null: rules do."""
+        per_list: int = 20
+        """Passages of one channel for one query."""
+        cache_dir: str | None = None
+        """Folder of built indexes, one per fingerprint, opened memory-mapped; null: a temporary one."""
+        log: str | None = None
+        """File that retrievals are written to, e.g. `${out}/retrieval.jsonl`; null: none."""
+        heat_log: str | None = None
+        """Log of an earlier run; the passages that it used most become the graph."""
+        allow_changed_corpus: bool = False
+        """Go on with a `log` that was written over another corpus."""
+        progress: bool = False
+        """Say on stderr what is being built."""
+        batching: Batching = field(default_factory=Batching)
+        """Batch size, queue and deadline."""
+
+        def __post_init__(self) -> None:
+            at_least(self, 1, "num_queries", "per_list")
+            unknown = [name for name in self.channels if name not in CHANNELS]
+            if unknown or not self.channels:
+                raise ValueError(f"channels: {unknown or self.channels} is not among {', '.join(CHANNELS)}")
+
+    def __init__(self, config: Config, passages: Sequence[Passage], *, reranker: Reranker | None = None) -> None:
+        """`reranker` replaces the one of the settings, for tests. Raises `DataError` for an empty or changed corpus."""
+        if not passages:
+            raise DataError("retriever hybrid: the corpus is empty; the task source came without passages")
+        self.config = config
+        self.passages = tuple(passages)
+        self.counts: Counter[str] = Counter()
+        """Events: `queries`, `graph_empty`, `rewrite_failed`, `rerank_timeout`, `rerank_failed`, `<channel>_failed`."""
+        self.seconds: Counter[str] = Counter()
+        """Time spent by stage."""
+        self._rows = {passage.id: row for row, passage in enumerate(self.passages)}
+        if len(self._rows) < len(self.passages):
+            raise DataError("retriever hybrid: passage ids are not unique, so a log could not name them")
+        self._temporary = None if config.cache_dir else tempfile.TemporaryDirectory(prefix="rlkit-index-")
+        root = Path(config.cache_dir or str(self._temporary and self._temporary.name)).expanduser()
+        self.corpus = _fingerprint(self.passages)
+        heat = self._heat()
+        self._log: RetrievalLog | None = None
+        graph_key = repr((config.graph.folders, config.graph.resolution, config.graph.share, heat))
+        self.version = _digest(self.corpus, FORMAT, graph_key if "graph" in config.channels else "")
+        """Of the index: corpus, graph settings and the heat that chose the graph's passages."""
+        if config.log:
+            self._log = RetrievalLog(
+                Path(config.log), corpus=self.corpus, version=self.version, allow_changed=config.allow_changed_corpus
+            )
+        self._words = Bm25(Bm25.Config(cache_dir=str(root)), self.passages) if "bm25" in config.channels else None
+        self._embedder = make_embedder(config.embedder)
+        vectors_key = _digest(self.corpus, FORMAT, self._embedder.fingerprint())
+        folder = self._opened(root / f"vectors-{vectors_key}", self._build_vectors)
+        self._open_vectors(folder)
+        self._graph: Graph | None = None
+        if "graph" in config.channels:
+            kept = None if heat is None else [self._rows[passage] for passage in heat]
+            key = _digest(self.version, self._embedder.fingerprint())
+            folder = self._opened(root / f"graph-{key}", partial(self._build_graph, kept))
+            self._graph = Graph.open(folder)
+            self._entities = DenseIndex.open(folder / "entities.faiss")
+            self._summaries = DenseIndex.open(folder / "summaries.faiss")
+        self._reranker = reranker
+        if reranker is None and config.rerank.kind == "model":
+            self._reranker = CrossEncoder(config.rerank)
+        self._batched = BatchedRetriever(_Blocking(self), config.batching)
+
+    @property
+    def graph(self) -> Graph | None:
+        """The entities; None without the graph channel."""
+        return self._graph
+
+    async def search(self, queries: Sequence[str], top_k: int) -> Sequence[Retrieval]:
+        """One `Retrieval` per question, in order."""
+        return await self._batched.search(queries, top_k)
+
+    def search_now(self, queries: Sequence[str], top_k: int) -> list[Retrieval]:
+        """The same without queue and deadline, in the calling thread."""
+        return [self._search(question, top_k) if top_k > 0 else Retrieval() for question in queries]
+
+    def walk(self, question: str) -> Walk:
+        """What the graph channel does for one question."""
+        return self._walk(question, self._embed([question])[0])
+
+    def _search(self, question: str, top_k: int) -> Retrieval:
+        self.counts["queries"] += 1
+        queries = self._timed("rewrite", lambda: self._queries(question))
+        vectors = self._timed("embed", lambda: self._embed(queries))
+        walk = Walk()
+        lists: list[list[int]] = []
+        failed: list[str] = []
+        for channel in self.config.channels:
+            try:
+                if channel == "bm25":
+                    lists += self._timed("bm25", lambda: self._by_words(queries))
+                elif channel == "dense":
+                    lists += self._timed("dense", lambda: self._by_vectors(vectors))
+                else:
+                    walk = self._timed("graph", lambda: self._walk(question, vectors[0]))
+                    lists.append([passage for passage, _ in walk.reached])
+            except Exception as error:  # one channel of several: the others still answer
+                self.counts[f"{channel}_failed"] += 1
+                failed.append(f"{channel}: {type(error).__name__}: {error}")
+        if len(failed) == len(self.config.channels):
+            return Retrieval(status=f"failed: {'; '.join(failed)}")
+        fused = reciprocal_rank_fusion(lists)
+        scores = dict(fused)
+        order = different([row for row, _ in fused], self.passages)
+        order = self._timed("rerank", lambda: self._reranked(question, vectors[0], order, scores))[:top_k]
+        found = tuple(self.passages[row] for row in order)
+        if self._log is not None:
+            self._log.add(question, [passage.id for passage in found], self._told(walk))
+        return Retrieval(passages=found, scores=tuple(scores[row] for row in order))
+
+    def _queries(self, question: str) -> list[str]:
+        if self.config.rewriter is None:
+            return variants(question, self.config.num_queries)
+        queries, problem = rewritten(question, self.config.num_queries, self.config.rewriter)
+        self.counts["rewrite_failed"] += bool(problem)
+        return queries
+
+    def _embed(self, queries: Sequence[str]) -> NDArray[np.float32]:
+        return self._embedder.embed([self.config.embedder.query_prefix + query for query in queries])
+
+    def _by_words(self, queries: Sequence[str]) -> list[list[int]]:
+        assert self._words is not None
+        found = self._words.search_now(queries, self.config.per_list)
+        return [[self._rows[passage.id] for passage in each.passages] for each in found]
+
+    def _by_vectors(self, vectors: NDArray[np.float32]) -> list[list[int]]:
+        return [[row for row, _ in hits] for hits in self._dense.search(vectors, self.config.per_list)]
+
+    def _walk(self, question: str, vector: NDArray[np.float32]) -> Walk:
+        settings, graph = self.config.graph, self._graph
+        if graph is None or not len(graph.names):
+            self.counts["graph_empty"] += 1
+            return Walk()
+        linked = graph.named_in(question)[: settings.linked]
+        [near] = self._entities.search(vector[None], settings.linked)
+        linked += [entity for entity, _ in near if entity not in linked]
+        linked = linked[: settings.linked]
+        [theme] = self._summaries.search(vector[None], 1)
+        if theme:  # the community that the question is about speaks through its best-connected member
+            members = np.flatnonzero(graph.communities == theme[0][0])
+            degrees = graph.edge_offsets[members + 1] - graph.edge_offsets[members]
+            best = int(members[np.argmax(degrees)])
+            linked += [best] if best not in linked else []
+        return graph.walk(
+            linked,
+            hops=settings.hops,
+            max_degree=settings.max_degree,
+            max_entities=settings.max_entities,
+            likeness=partial(self._dense.scores, vector),
+            top_k=self.config.per_list,
+        )
+
+    def _reranked(
+        self, question: str, vector: NDArray[np.float32], order: list[int], scores: dict[int, float]
+    ) -> list[int]:
+        settings = self.config.rerank
+        head, tail = order[: settings.candidates], order[settings.candidates :]
+        if not head or (settings.kind == "none" and self._reranker is None):
+            return order
+        if self._reranker is None:
+            cosines = np.maximum(self._dense.scores(vector, head), 0)
+            fused = np.array([scores[row] for row in head])
+            found: list[float] | None = list(fused / fused.max() + cosines / max(cosines.max(), 1e-9))
+        else:
+            texts = [f"{self.passages[row].title}\n{self.passages[row].text}" for row in head]
+            found, problem = within_deadline(self._reranker, question, texts, settings.deadline_s)
+            if found is None:
+                self.counts[f"rerank_{problem}"] += 1
+                return order
+        return [row for _, row in sorted(zip(found or (), head, strict=True), key=lambda pair: -pair[0])] + tail
+
+    def _told(self, walk: Walk) -> dict[str, Any] | None:
+        """The walk by names, for people: the linked entities, the edges that led to evidence, and where to."""
+        if self._graph is None or not walk.linked:
+            return None
+        graph, leads = self._graph, {entity for _, entity in walk.reached}
+        before = {target: (source, relation) for source, relation, target in walk.edges}
+        edges: dict[tuple[int, int, int], None] = {}
+        for entity in leads:
+            while entity in before:
+                source, relation = before[entity]
+                edges[source, relation, entity] = None
+                entity = source
+        return {
+            "linked": [graph.names[entity] for entity in walk.linked],
+            "edges": [[graph.names[a], graph.relation_names[r], graph.names[b]] for a, r, b in edges],
+            "reached": [[self.passages[row].id, graph.names[entity]] for row, entity in walk.reached],
+        }
+
+    def _heat(self) -> list[str] | None:
+        """Ids of the passages that become the graph; None: all."""
+        if self.config.heat_log is None or "graph" not in self.config.channels:
+            return None
+        heat = CitationHeat()
+        for line in read_log(Path(self.config.heat_log)):
+            if "query" in line:
+                heat.update(line["query"], line["passages"])
+        return heat.top(self.config.graph.share, list(self._rows))
+
+    def _opened(self, folder: Path, build: Callable[[Path], None]) -> Path:
+        """`folder` complete; built first where it is not there. Safe with several processes."""
+        if (folder / "manifest.json").is_file():
+            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+            sizes = {name: (folder / name).stat().st_size if (folder / name).is_file() else -1 for name in manifest}
+            if sizes == manifest:
+                return folder
+            shutil.rmtree(folder)
+            raise DataError(f"{folder}: the cached index is broken and was removed; run again")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+            draft = Path(scratch, "index")
+            draft.mkdir()
+            build(draft)
+            written = {str(file.relative_to(draft)): file.stat().st_size for file in draft.rglob("*") if file.is_file()}
+            (draft / "manifest.json").write_text(json.dumps(written), encoding="utf-8")
+            try:
+                draft.rename(folder)  # appears complete or not at all
+            except OSError:
+                if not folder.is_dir():  # else another process was faster
+                    raise
+        return folder
+
+    def _build_vectors(self, folder: Path) -> None:
+        texts = [f"{passage.title}. {passage.text}" for passage in self.passages]
+        self._say(f"fitting vectors to {len(texts)} passages")
+        self._embedder.fit(texts)
+        self._embedder.save(folder)
+        DenseIndex.build(self._embedder.embed(texts, self._progress("passages embedded"))).save(
+            folder / "passages.faiss"
+        )
+
+    def _open_vectors(self, folder: Path) -> None:
+        self._embedder.open(folder)
+        self._dense = DenseIndex.open(folder / "passages.faiss")
+
+    def _build_graph(self, kept: list[int] | None, folder: Path) -> None:
+        settings = self.config.graph
+        self._say(f"building the graph over {len(self.passages) if kept is None else len(kept)} passages")
+        folders = [Path(path).expanduser() for path in settings.folders]
+        graph = build_graph(self.passages, kept=kept, folders=folders, resolution=settings.resolution)
+        self._say(f"graph of {len(graph.names)} entities, {len(graph.summaries)} communities")
+        graph.save(folder)
+        about = [f"{name}. {text}" for name, text in zip(graph.names, graph.about, strict=True)]
+        for name, texts in (("entities", about), ("summaries", list(graph.summaries))):
+            vectors = self._embedder.embed(texts or [""], self._progress(f"{name} embedded"))
+            DenseIndex.build(vectors[: len(texts)]).save(folder / f"{name}.faiss")
+
+    def _say(self, what: str) -> None:
+        if self.config.progress:
+            print(f"index: {what}", file=sys.stderr, flush=True)
+
+    def _progress(self, what: str) -> Callable[[int, int], None]:
+        shown = [0]
+
+        def show(done: int, total: int) -> None:
+            if done == total or done >= shown[0] + total / 10:
+                shown[0] = done
+                self._say(f"{done}/{total} {what}")
+
+        return show
+
+    def _timed(self, stage: str, run: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        try:
+            return run()
+        finally:
+            self.seconds[stage] += time.perf_counter() - start  # type: ignore[assignment]  # Counter of floats
+
+
+class _Blocking:
+    """The index as a retriever that blocks while it computes; `BatchedRetriever` runs it in a thread."""
+
+    def __init__(self, hybrid: Hybrid) -> None:
+        self._hybrid = hybrid
+
+    async def search(self, queries: Sequence[str], top_k: int) -> Sequence[Retrieval]:
+        return self._hybrid.search_now(queries, top_k)
+
+
+def _fingerprint(passages: Sequence[Passage]) -> str:
+    digest = hashlib.blake2b(digest_size=12)
+    for passage in passages:
+        content = f"\0{passage.id}\0{passage.title}\0{passage.url}\0{passage.text}"
+        digest.update(content.encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.blake2b("\0".join(parts).encode(), digest_size=8).hexdigest()
