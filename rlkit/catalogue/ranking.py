@@ -21,7 +21,18 @@ from numpy.typing import NDArray
 
 from rlkit.catalogue.trie import ABSENT, Trie
 
-__all__ = ["NO_ITEM", "Ties", "coverage", "diversity", "gains", "hits", "long_tail", "places", "rank_penalties"]
+__all__ = [
+    "NO_ITEM",
+    "Ties",
+    "coverage",
+    "diversity",
+    "gains",
+    "hits",
+    "long_tail",
+    "places",
+    "places_of_scores",
+    "rank_penalties",
+]
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -42,6 +53,12 @@ def places(ranked: Ints, targets: Ints, trie: Trie, ties: Ties = "expected") -> 
     before = np.cumsum(sizes, 1) - sizes
     users = np.arange(len(targets))
     return before[users, where], np.where(found.any(1), sizes[users, where], NO_ITEM)
+
+
+def places_of_scores(scores: NDArray[np.floating], targets: Ints) -> tuple[Ints, Ints]:
+    """As `places`, for a model that scores every item: `scores` [U, I], `targets` [U] item rows; equal scores tie."""
+    own = scores[np.arange(len(targets)), targets][:, None]
+    return (scores > own).sum(1), (scores == own).sum(1)
 
 
 def hits(before: Ints, size: Ints, k: int) -> Floats:

@@ -7,7 +7,16 @@ import math
 import numpy as np
 import pytest
 
-from rlkit.catalogue.ranking import coverage, diversity, gains, hits, long_tail, places, rank_penalties
+from rlkit.catalogue.ranking import (
+    coverage,
+    diversity,
+    gains,
+    hits,
+    long_tail,
+    places,
+    places_of_scores,
+    rank_penalties,
+)
 from rlkit.catalogue.trie import ABSENT, Trie
 
 TRIE = Trie.of(np.array([[1, 3], [1, 4], [2, 3], [1, 4]]))  # leaves 3, 4 (two items) and 5
@@ -44,6 +53,12 @@ def test_a_target_that_was_not_ranked_is_worth_nothing() -> None:
     before, size = places(ranked, np.array([4, 3]), TRIE)
     assert hits(before, size, 5).tolist() == [0.0, 1.0]
     assert gains(before, size, 5).tolist() == [0.0, 1.0]
+
+
+def test_items_of_equal_score_are_ties_too() -> None:
+    before, size = places_of_scores(np.array([[3.0, 1.0, 1.0, 2.0]]), np.array([1]))
+    assert (before.tolist(), size.tolist()) == ([2], [2])
+    assert [float(hits(before, size, k)[0]) for k in (2, 3, 4)] == [0.0, 0.5, 1.0]
 
 
 def test_the_expected_hit_rate_never_exceeds_that_of_semantic_ids() -> None:
