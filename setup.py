@@ -43,7 +43,7 @@ setup(
         "vllm": ["vllm>=0.32"],  # in an environment of its own: it needs an older transformers than [train]
         "tensorboard": ["tensorboard>=2.20"],
         "wandb": ["wandb>=0.20"],
-        "dev": ["pytest>=9", "hypothesis>=6.170", "scipy>=1.17", "ruff>=0.17", "mypy>=2.4", "setuptools>=80"],
+        "dev": ["pytest>=9", "pytest-xdist>=3.8", "hypothesis>=6.170", "scipy>=1.17", "ruff>=0.17", "mypy>=2.4", "setuptools>=80"],
     },
     entry_points={"console_scripts": ["rlkit = rlkit.launch.cli:main"]},
 )
