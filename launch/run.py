@@ -154,6 +154,7 @@ def _workers(
         recipe.algorithm.settings,
         model_dir=init_dir,
         total_updates=total_updates,
+        value=recipe.value,
     )
     retriever = build_retriever(recipe, source)
     rollouts = build_rollouts(recipe, model_dir=model_dir, retriever=retriever, tasks=tasks)

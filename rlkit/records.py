@@ -437,6 +437,8 @@ class ValueEdges:
     """[E] of the node; with Monte-Carlo targets the discounted sum from it on, and `next` is -1."""
     weight: Floats
     """[E] global denominators included."""
+    discount: float
+    """Factor of V(next)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -180,7 +180,15 @@ def _path_from_json(row: dict[str, Any]) -> CreditPath:
 def _values_to_json(values: ValueEdges | None) -> dict[str, Any] | None:
     if values is None:
         return None
-    return {name: _pack(getattr(values, name)) for name in ("node", "next", "reward", "weight")}
+    arrays = {name: _pack(getattr(values, name)) for name in ("node", "next", "reward", "weight")}
+    return arrays | {"discount": values.discount}
+
+
+def _values_from_json(row: dict[str, Any] | None) -> ValueEdges | None:
+    if row is None:
+        return None
+    arrays = {name: _unpack(row[name]) for name in ("node", "next", "reward", "weight")}
+    return ValueEdges(discount=row["discount"], **arrays)
 
 
 def _tree_to_json(record: ScoredTree | CreditedTree, decode: Decoder | None) -> dict[str, Any]:
@@ -214,7 +222,7 @@ def _tree_from_json(row: dict[str, Any]) -> StoredTree:
     texts = [node["token_texts"] for node in row["nodes"]]
     record: ScoredTree | CreditedTree = scored
     if row["paths"] is not None:
-        values = row.get("values") and ValueEdges(**{name: _unpack(array) for name, array in row["values"].items()})
+        values = _values_from_json(row.get("values"))
         record = CreditedTree(scored=scored, paths=tuple(map(_path_from_json, row["paths"])), values=values)
     return StoredTree(
         record=record,

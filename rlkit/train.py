@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlkit.algorithms.base import Algorithm, AlgorithmConfig
+from rlkit.algorithms.value_targets import with_values
 from rlkit.checkpoint import Checkpoint, CheckpointStore
 from rlkit.data.packing import Batch, pack, uncredited, with_logprobs
 from rlkit.errors import CheckpointError, LearnerError
@@ -219,6 +220,8 @@ def learn(parts: Parts, trees: Sequence[ScoredTree]) -> tuple[list[CreditedTree]
         if reference is not None and proximal is not None and config.kl_in == "reward":
             kl = reference_kl(proximal, reference, config)
     credited = parts.algorithm.credit(trees, config, kl) if trees else []
+    if credited and (value := parts.recipe.value).head != "none":
+        credited = with_values(credited, value, policy_learns=parts.learner.version >= value.warmup_steps)
     batches = []
     for part in np.array_split(np.arange(len(credited)), parts.recipe.optim.minibatches):
         inside = [int(index) for index in part]
@@ -253,7 +256,7 @@ def resume(parts: Parts) -> int:
 
 def fingerprint(recipe: Recipe) -> dict[str, str]:
     """Sections that decide the training trajectory, as text; a run is resumed only if they are all the same."""
-    names = ("seed", "task", "retriever", "env", "rewards", "algorithm", "model", "rollout", "optim")
+    names = ("seed", "task", "retriever", "env", "rewards", "algorithm", "model", "rollout", "optim", "value")
     return {name: repr(_portable(getattr(recipe, name))) for name in names}
 
 

@@ -50,6 +50,7 @@ class LearnerRank:
             recipe.algorithm.settings,
             model_dir=model_dir,
             total_updates=total_updates,
+            value=recipe.value,
             rank=rank,
             size=size,
             rendezvous=meeting if size > 1 else None,

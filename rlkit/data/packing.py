@@ -3,10 +3,11 @@
 Rows are filled up to a budget of unique tokens. A tree that does not fit is split by leaves; its credit paths are
 split with it, so every (path, token) pair is in exactly one row and the sum of the rows' losses is the loss.
 
-    T input tokens of a row · S scored tokens · K (path, token) pairs · P paths
+    T input tokens of a row · S scored tokens · K (path, token) pairs · P paths · M states · E value edges
 
 A scored token's logits come from its parent token, so a shared parent scores several children: `score_positions` may
-repeat. The last token of a leaf is only ever a target and takes no place in the row.
+repeat. The last token of a leaf is only ever a target and takes no place in the row, unless a value head reads its
+state.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlkit.errors import LearnerError
-from rlkit.records import CreditedTree, CreditPath, ScoredTree, Tree
+from rlkit.records import CreditedTree, CreditPath, ScoredTree, Tree, ValueEdges
 
 __all__ = ["Batch", "Row", "empty_row", "pack", "scatter", "uncredited", "with_logprobs"]
 
@@ -70,6 +71,21 @@ class Row:
     """[S] index of the tree in the batch."""
     origin_token: Ints
     """[S] packed index of the token in that tree."""
+    state_position: Ints
+    """[M] packed index whose hidden state a value head reads: the end of a prompt, then the last tokens of its policy
+    nodes. Empty where nothing is to be valued."""
+    state_parent: Ints
+    """[M] the state before it on its path; -1 for a prompt."""
+    edge_state: Ints
+    """[E] what is to be predicted, see `rlkit.records.ValueEdges`: index of the state."""
+    edge_next: Ints
+    """[E] the state that follows, or -1."""
+    edge_reward: Floats
+    """[E]"""
+    edge_discount: Floats
+    """[E]"""
+    edge_weight: Floats
+    """[E]"""
 
     @property
     def num_paths(self) -> int:
@@ -108,6 +124,8 @@ class _Part:
     """Ancestor-closed, ascending, hence depth-first."""
     cost: int
     """Upper bound of its input tokens."""
+    values: ValueEdges | None = None
+    """Those of the tree whose nodes are here and in no part before."""
 
 
 def _nodes_of(tree: Tree, path: CreditPath) -> set[int]:
@@ -148,19 +166,33 @@ def _parts(tree_index: int, credited: CreditedTree, row_tokens: int) -> list[_Pa
         paths.append(path)
         nodes |= needed
     flush()
-    return parts
+    return parts if credited.values is None else _share_out(parts, credited.values)
+
+
+def _share_out(parts: Sequence[_Part], values: ValueEdges) -> list[_Part]:
+    """Every edge to the first part that has both of its nodes."""
+    left, out = np.ones(len(values.node), bool), []
+    for part in parts:
+        here = left & np.isin(values.node, part.nodes) & ((values.next < 0) | np.isin(values.next, part.nodes))
+        left &= ~here
+        arrays = {name: getattr(values, name)[here] for name in ("node", "next", "reward", "weight")}
+        out.append(replace(part, values=ValueEdges(discount=values.discount, **arrays)))
+    if left.any():
+        raise LearnerError(f"{int(left.sum())} value edges have nodes that no credit path leads to")
+    return out
 
 
 def _row(parts: Sequence[_Part]) -> Row:
     """Lay parts out depth-first in one row."""
     out: dict[str, list[np.ndarray]] = {name: [] for name in Row.__dataclass_fields__}
-    base = scored = num_paths = 0
+    base = scored = num_paths = num_states = 0
     support_sizes: list[np.ndarray] = []
     for part in parts:
         tree = part.tree
         inner = {tree.nodes[node].parent for node in part.nodes}
         # The last token of a node without children here is a target only.
-        kept = {node: len(tree.nodes[node].token_ids) - (node not in inner) for node in part.nodes}
+        valued = part.values is not None
+        kept = {node: len(tree.nodes[node].token_ids) - (node not in inner and not valued) for node in part.nodes}
         start: dict[int, int] = {}
         end: dict[int, int] = {}
         depth = {-1: 0}
@@ -221,6 +253,9 @@ def _row(parts: Sequence[_Part]) -> Row:
         out["c_pos"].append(c_pos)
         out["c_neg"].append(c_neg)
         out["weight"].append(weight)
+        if part.values is not None:
+            last = {node: start[node] + kept[node] - 1 for node in part.nodes}
+            num_states += _add_states(out, part, part.values, last, num_states)
         base = cursor
     sizes = np.concatenate(support_sizes) if support_sizes else np.zeros(0, np.int64)
     out["support_offsets"] = [np.concatenate([[0], np.cumsum(sizes)])]
@@ -231,6 +266,31 @@ def _row(parts: Sequence[_Part]) -> Row:
         for name, pieces in out.items()
     }
     return Row(**arrays)
+
+
+def _add_states(
+    out: dict[str, list[np.ndarray]], part: _Part, values: ValueEdges, last: dict[int, int], base: int
+) -> int:
+    """Append a part's states and edges; `last` is the packed index of each node's last token. Returns their number."""
+    nodes = [node for node in part.nodes if part.tree.nodes[node].author == "policy"]
+    state = {node: base + 1 + index for index, node in enumerate(nodes)}
+
+    def before(node: int) -> int:
+        parent = part.tree.nodes[node].parent
+        while parent != -1 and parent not in state:
+            parent = part.tree.nodes[parent].parent
+        return base if parent == -1 else state[parent]
+
+    # A prompt may be followed by what an environment prefilled; the state before the first choice is after that.
+    first = part.tree.nodes[nodes[0]].parent if nodes else part.nodes[0]
+    out["state_position"].append(np.array([last[first], *(last[node] for node in nodes)]))
+    out["state_parent"].append(np.array([-1, *(before(node) for node in nodes)]))
+    out["edge_state"].append(np.array([state[int(node)] for node in values.node]))
+    out["edge_next"].append(np.array([-1 if node < 0 else state[int(node)] for node in values.next]))
+    out["edge_reward"].append(values.reward)
+    out["edge_discount"].append(np.full(len(values.node), values.discount))
+    out["edge_weight"].append(values.weight)
+    return 1 + len(nodes)
 
 
 def pack(trees: Sequence[CreditedTree], row_tokens: int) -> Batch:
@@ -281,7 +341,8 @@ def uncredited(scored: ScoredTree) -> CreditedTree:
 def empty_row(like: Row) -> Row:
     """The same inputs with no credit: keeps ranks in step when rows do not divide evenly."""
     zero = np.zeros_like(like.weight)
-    return replace(like, c_pos=zero, c_neg=zero, weight=zero, path_weight=np.zeros_like(like.path_weight))
+    silent = {name: np.zeros_like(getattr(like, name)) for name in ("path_weight", "edge_weight")}
+    return replace(like, c_pos=zero, c_neg=zero, weight=zero, **silent)
 
 
 def scatter(batch: Batch, values: Sequence[NDArray[Any]], sizes: Sequence[int]) -> list[Floats]:

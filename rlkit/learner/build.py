@@ -21,7 +21,8 @@ from rlkit.learner.learner import Learner
 from rlkit.learner.sharded import FullySharded, Zero, fully_sharded
 from rlkit.learner.sharding import Replicated, Sharding
 from rlkit.learner.tree_policy import RowInputs, TreePolicy
-from rlkit.recipe import LearnerSettings, ModelSettings, Optim
+from rlkit.models.value_head import add_value_head
+from rlkit.recipe import LearnerSettings, ModelSettings, Optim, ValueSettings
 
 __all__ = ["build_learner"]
 
@@ -31,7 +32,7 @@ class Bfloat16Policy(TreePolicy):
 
     compute_dtype = torch.bfloat16
 
-    def forward(self, row: RowInputs, with_entropy: bool = False) -> tuple[Tensor, Tensor]:
+    def forward(self, row: RowInputs, with_entropy: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """As `TreePolicy`; log-probs are float32."""
         with torch.autocast(row.token_ids.device.type, torch.bfloat16):
             return super().forward(row, with_entropy)
@@ -49,9 +50,12 @@ def build_learner(
     rank: int = 0,
     size: int = 1,
     rendezvous: str | None = None,
+    value: ValueSettings | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> Learner:
     """Load the policy (and the frozen reference, if `config` needs one) from `model_dir` and join the other ranks.
+
+    `value` says which head the policy gets; that of `model_dir` is taken over, if there is one.
 
     `rendezvous` is where ranks meet, `tcp://host:port` or `file:///shared/path`; None: torch.distributed is set up
     already, or there is one rank. Raises `RecipeError` for settings that cannot work together.
@@ -61,6 +65,9 @@ def build_learner(
     if size > 1:
         _join(rank, size, rendezvous, place)
     policy = _load(model, learner, model_dir)
+    if value is not None:
+        add_value_head(policy.model, value.head, model_dir)
+        policy.detach_values = value.detach
     if model.gradient_checkpointing:
         _recompute_activations(policy.model)
     reference = None

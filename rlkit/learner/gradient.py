@@ -18,7 +18,7 @@ from rlkit.data.packing import Batch, Row, scatter
 from rlkit.learner.tree_policy import RowInputs
 from rlkit.ops.ratios import kl_estimate
 
-__all__ = ["add_gradients", "loss_inputs", "reference_kl", "score_rows"]
+__all__ = ["add_gradients", "loss_inputs", "reference_kl", "score_rows", "squared_errors"]
 
 Floats = NDArray[np.float64]
 Metrics = dict[str, tuple[float, float]]
@@ -76,18 +76,35 @@ def add_gradients(
     device, dtype = _placement(policy)
     metrics: Metrics = {}
     for row in rows:
-        logprobs, entropy = policy(
+        logprobs, entropy, values = policy(
             RowInputs.of(row, device, dtype), with_entropy=with_entropy or config.entropy_coef != 0
         )
         out = algorithm.loss(loss_inputs(row, logprobs, entropy), config)
-        backward(out.loss * scale)
-        found: dict[str, tuple[Any, Any]] = {"loss": (out.loss.detach(), 0.0), **out.metrics}
+        loss, found = out.loss, dict[str, tuple[Any, Any]](out.metrics)
+        if len(values):
+            errors, weights = squared_errors(values, row)
+            loss = loss + (errors * weights).sum()
+            found["value/loss"] = ((errors * weights).detach().sum(), weights.sum())
+        backward(loss * scale)
+        found["loss"] = (loss.detach(), 0.0)
         for name, (total, count) in found.items():
             before = metrics.get(name, (0.0, 0.0))
             metrics[name] = (before[0] + float(total), before[1] + float(count))
     if "loss" in metrics:
         metrics["loss"] = (metrics["loss"][0], 1.0)
     return metrics
+
+
+def squared_errors(values: Tensor, row: Row) -> tuple[Tensor, Tensor]:
+    """Squared errors [E] and weights [E] of a value head's predictions [M] at a row's edges (`records.ValueEdges`)."""
+    following = torch.tensor(row.edge_next, device=values.device)
+    reward, discount, weight = (
+        torch.tensor(array, dtype=values.dtype, device=values.device)
+        for array in (row.edge_reward, row.edge_discount, row.edge_weight)
+    )
+    later = torch.where(following >= 0, values.detach()[following.clamp(min=0)], torch.zeros_like(reward))
+    predicted = values[torch.tensor(row.edge_state, device=values.device)]
+    return (predicted - reward - discount * later) ** 2, weight
 
 
 @torch.no_grad()

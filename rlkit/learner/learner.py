@@ -27,6 +27,7 @@ from rlkit.learner.optim import learning_rate
 from rlkit.learner.sharding import Sharding, all_sum
 from rlkit.learner.tree_policy import TreePolicy
 from rlkit.metrics import merge
+from rlkit.models.value_head import VALUE_FILE, VALUE_PREFIX
 from rlkit.recipe import Optim
 
 __all__ = ["Learner", "UpdateReport", "rows_of_rank"]
@@ -167,7 +168,11 @@ class Learner:
         weights, moments = self.sharding.weights(), self.sharding.moments()
         if self.sharding.rank == 0:
             model: Any = self.sharding.policy.model
-            model.save_pretrained(folder, state_dict={n: w.contiguous() for n, w in weights.items()})
+            whole = {name: weight.contiguous() for name, weight in weights.items()}
+            head = {name: weight for name, weight in whole.items() if name.startswith(VALUE_PREFIX)}
+            model.save_pretrained(folder, state_dict={n: w for n, w in whole.items() if n not in head})
+            if head:
+                save_file(head, folder / VALUE_FILE)
             save_file({n: m.contiguous() for n, m in moments.items()}, folder / MOMENTS_FILE)
 
     def counters(self) -> dict[str, int]:
@@ -180,7 +185,8 @@ class Learner:
         Raises `CheckpointError` if its weights do not fit the model.
         """
         weights: dict[str, Tensor] = {}
-        for path in sorted(folder.glob("model*.safetensors")):  # several above 50 GB
+        # Several above 50 GB; the value head, where there is one, lies beside them.
+        for path in sorted((*folder.glob("model*.safetensors"), *folder.glob(VALUE_FILE))):
             weights |= load_file(path)
         wanted: Any = self.sharding.policy.model
         missing = sorted({name for name, _ in wanted.named_parameters()} - set(weights))

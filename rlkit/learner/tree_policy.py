@@ -1,7 +1,7 @@
 """A causal transformers model, unmodified, that scores packed trees.
 
 One rule of attention (rlkit.ops.masks), positions along the path, and the output head only where a token is scored.
-T: input tokens of a row, S: scored tokens.
+T: input tokens of a row, S: scored tokens, M: states that a value head reads.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from transformers import AttentionInterface
 
 from rlkit.data.packing import Row
 from rlkit.errors import LearnerError
+from rlkit.models.value_head import chains
 from rlkit.ops.logprobs import Support, scored_logprobs
 from rlkit.ops.masks import block_mask, tree_attention
 
@@ -40,6 +41,10 @@ class RowInputs:
     """[S]"""
     support: Support | None
     """Kept-token sets, or None where no token was truncated."""
+    state_position: Tensor
+    """[M]"""
+    state_parent: Tensor
+    """[M]"""
 
     @classmethod
     def of(cls, row: Row, device: torch.device, dtype: torch.dtype) -> RowInputs:
@@ -59,6 +64,8 @@ class RowInputs:
             targets=ints(row.targets),
             temperature=torch.tensor(row.temperature, dtype=dtype, device=device),
             support=support,
+            state_position=ints(row.state_position),
+            state_parent=ints(row.state_parent),
         )
 
 
@@ -103,10 +110,15 @@ AttentionInterface.register(ATTENTION, attend)
 
 
 class TreePolicy(nn.Module):
-    """`forward(row) -> (log-probabilities [S], entropies [S])`; wrap this module, not the model, to shard it."""
+    """`forward(row) -> (log-probabilities [S], entropies [S], values [M])`; wrap this module to shard it.
+
+    Values are those of `model.value_head`, where the model has one and the row has states; else there are none.
+    """
 
     compute_dtype: torch.dtype | None = None
     """Of the matrix products, where it is not that of the weights; engines are sent weights in it."""
+    detach_values: bool = False
+    """True: the gradient of values stops at the head."""
 
     def __init__(self, model: Any, *, attention: Literal["sdpa", "flex"] = "sdpa", chunk: int = 512) -> None:
         super().__init__()
@@ -122,7 +134,7 @@ class TreePolicy(nn.Module):
         if config._attn_implementation != implementation:
             raise LearnerError(f"model.path: the attention of {type(model).__name__} cannot be replaced")
 
-    def forward(self, row: RowInputs, with_entropy: bool = False) -> tuple[Tensor, Tensor]:
+    def forward(self, row: RowInputs, with_entropy: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Score the row's targets. Raises `LearnerError` where a path is longer than the model's sliding window."""
         longest = int(row.positions.max()) + 1
         if self.window is not None and longest > self.window:
@@ -138,7 +150,7 @@ class TreePolicy(nn.Module):
             position_ids=row.positions[None],
             use_cache=False,
         ).last_hidden_state[0]
-        return scored_logprobs(
+        logprobs, entropies = scored_logprobs(
             hidden[row.score_positions],
             lambda states: final_logits(self.model, states),
             row.targets,
@@ -147,3 +159,13 @@ class TreePolicy(nn.Module):
             chunk=self.chunk,
             with_entropy=with_entropy,
         )
+        return logprobs, entropies, self._values(hidden, row)
+
+    def _values(self, hidden: Tensor, row: RowInputs) -> Tensor:
+        head = getattr(self.model, "value_head", None)
+        if head is None or not len(row.state_position):
+            return hidden.new_zeros(0)
+        states = hidden[row.state_position]
+        chain, present = chains(row.state_parent)
+        values: Tensor = head((states.detach() if self.detach_values else states)[chain], present)
+        return values.to(torch.promote_types(values.dtype, torch.float32))  # of autocast: the loss needs more digits

@@ -1,7 +1,7 @@
 """A head that reads what a prefix of a completion is worth off the policy's last hidden states.
 
 V-STAR (arXiv:2602.10699) asks for one shallow Transformer block over prefix states and an MLP to a scalar. The block
-here is causal by construction: a state attends to the states before it on its path and to itself, never to what follows,
+here is causal by construction: a state attends to the states before it on its path and to itself, not to what follows,
 so learner and search read the same number. The last layer starts at zero: V = 0 until something is learned.
 
 It hangs on the model as `model.value_head`: optimizer, sharding, weight sync and fingerprints treat it as a part of it.
@@ -66,13 +66,13 @@ class ValueHead(nn.Module):
         return (weights[..., None] * value).sum(2).reshape(num, hidden)
 
 
-def chains(parents: Tensor, levels: int) -> tuple[Tensor, Tensor]:
-    """States [M, K] on the path to each state, itself last, K = levels + 1; and which of them are there.
+def chains(parents: Tensor) -> tuple[Tensor, Tensor]:
+    """States [M, K] on the path to each state, itself last, K the longest path; and which of them are there.
 
     `parents` [M] is the state before each on its path, or -1.
     """
     steps, at = [], torch.arange(len(parents), device=parents.device)
-    for _ in range(levels + 1):
+    while bool((at >= 0).any()):
         steps.append(at)
         at = torch.where(at >= 0, parents[at.clamp(min=0)], at)
     chain = torch.stack(steps[::-1], 1)

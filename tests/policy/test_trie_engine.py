@@ -212,7 +212,7 @@ def test_values_are_those_of_the_head_on_a_plain_forward(head: str, folder: Path
         for index, path in enumerate(paths_of(growth)):
             ids = torch.tensor([[*request.token_ids, *path]])
             states = model.model(input_ids=ids).last_hidden_state[0, -4:]  # after the prompt, then after each token
-            chain, present = chains(torch.tensor([-1, 0, 1, 2]), 3)
+            chain, present = chains(torch.tensor([-1, 0, 1, 2]))
             values = model.value_head(states[chain], present)
             for level, node in enumerate(growth.path(index), start=1):
                 search = growth.nodes[node].search
