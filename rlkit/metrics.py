@@ -105,6 +105,19 @@ advantage/mean | reward | mean | mean of A(p,t) along the path | credit paths wi
 advantage/std | reward | std | spread of the path advantages | credit paths with tokens | about 1 where the algorithm normalises | Zero means no gradient.
 credit/nonzero | share | mean | tokens with C⁺ ≠ 0 or C⁻ ≠ 0 | unique policy tokens | about groups/effective | Policy tokens that carry any credit at all.
 credit/conflict | share | mean | tokens with C⁺ ≠ 0 and C⁻ ≠ 0 | unique policy tokens | 0 without branching | Shared tokens that some trajectories praise and others blame.
+sibling/parents | parents | mean | nodes whose children got sibling credit | trees | above 0; at 0 siblings teach nothing | Decisions at which siblings were told apart.
+sibling/no_hit | share | mean | those without a leaf of reward above 0 below them | nodes whose children got sibling credit | 0; above it wrong siblings are blown up to ±1 (`sibling_reward`, `sibling_std_floor`) | Decisions whose credit separates wrong candidates from wrong candidates.
+value/loss | squared error | mean | Σ_e w_e·(V(node) − target)² | Σ_e w_e: candidates and levels, then requests | falls | What the value head minimises.
+value/bias | reward | mean | V − Σ_{k≥l} d^(k−l)·r_k | levels of candidates that the search gave a value and the reward judged | near 0; above it the search is optimistic | Calibration of the values that chose the candidates.
+value/squared_error | reward² | mean | the square of that difference | the same levels | falls, below value/spread | Error of the same values against the returns that followed.
+value/spread | reward² | mean | squared difference of a return from the mean return of its tree and level | the same levels | - | What a constant per tree and level would err; value/squared_error below it is a gain.
+value/rank_correlation | Spearman's ρ | mean | rank correlation of V and mean return of the prefixes of one level | levels of trees with three prefixes and some spread | towards 1 | Whether values order prefixes as their returns do.
+search/evaluated | tokens | mean | candidate tokens through the model | trees that were searched | equal where decoders are compared | Cost of choosing candidates, prompts excluded.
+search/charged | tokens | mean | tokens counted against the budget | trees that were searched | at most the budget | Cost as the search counts it.
+search/unspent | share | mean | 1 − charged / budget | searches with a budget | near 0; above it the search stalled | Budget that was left.
+search/forwards | forwards | mean | forwards that waited for each other | trees that were searched | small: it is latency | Sequential depth of a search.
+search/candidates | leaves | mean | distinct candidates | trees that were searched | the group's size | How many different answers the search found.
+search/beyond_beam | share | mean | candidates with a node that likelihood alone had not kept | candidates of `ved` | above 0 | What value-guided search added to the beam.
 loss | objective | mean | the recipe's objective, global denominators included | one per step | no trend by itself: look at reward | Value that the optimizer minimises.
 grad_norm | norm | mean | Euclidean norm before clipping | one per step | steady; spikes announce divergence | Size of the gradient.
 lr | 1 | mean | the schedule | one per step | - | Learning rate of the step.
@@ -113,11 +126,8 @@ clip_frac | share | mean | ratio beyond the clip range, in the direction of its 
 importance | ratio | mean | truncated proximal/behavior weight | unique policy tokens | near 1 | Correction for stale or mismatched sampling; 1 where proximal log-probabilities are not computed.
 update/skipped | updates | sum | updates given up because loss or gradient was not finite | the step | 0 | Weights were left as they were.
 kl/behavior | nats | mean | k3: r − 1 − log r with r = π/μ | unique policy tokens | below 0.01; growth: engine and learner disagree or data are stale | Non-negative estimate of KL(μ‖π), μ being what sampled.
-kl/behavior_k1 | nats | mean | k1: log μ(t) − log π(t) | unique policy tokens | near 0 | Unbiased estimate of the same; may be negative.
 kl/reference | nats | mean | the recipe's estimator; k3: q − 1 − log q with q = π_ref/π | unique policy tokens | slow growth | Distance from the frozen reference model.
 ratio/deviation | ratio | mean | absolute value of ratio − 1 | ratios | below 0.05 | How far the policy has moved from what the ratio is taken against.
-ratio/mean | ratio | mean | π(t)/μ(t) | unique policy tokens | within 0.01 of 1 | Mean probability ratio of learner and sampler.
-ratio/max | ratio | max | π(t)/μ(t) | unique policy tokens | below 10 | Largest ratio of the step.
 throughput/tokens_per_s | tokens/s | mean | unique tokens trained / timing/learn_s | seconds of learning | steady | Speed of the learner.
 throughput/completion_tokens_per_s | tokens/s | mean | policy tokens sampled / timing/rollout_s | seconds of rollout | steady | Speed of the engines.
 timing/rollout_s | s | sum | wall clock | the step | - | Sampling and environments.
@@ -128,7 +138,7 @@ timing/eval_s | s | sum | wall clock | the evaluation | - | Held-out evaluation.
 timing/checkpoint_s | s | sum | wall clock | the step | small | Writing a checkpoint.
 timing/step_s | s | sum | wall clock | the step | steady | The whole step; phases that overlap may add up to more.
 sync/bytes | bytes | sum | bytes of weights sent | the step | - | Size of one weight update.
-memory/peak_mib | MiB | max | peak memory of the learner | ranks | below the device's limit | Resident on a CPU, allocated on a GPU.
+memory/peak_mib | MiB | max | peak memory of the learner so far | the first rank | below the device's limit | Resident on a CPU, allocated on a GPU.
 ledger/drawn | tasks | sum | tasks taken from the source so far | the run | trained + dropped + pending | Every task that was ever started.
 ledger/trained | tasks | sum | tasks whose tree reached the learner | the run | grows every step | Tasks that made a gradient.
 ledger/dropped | tasks | sum | tasks given up, with a reason | the run | small | Too stale, all failed or filtered.
@@ -252,7 +262,44 @@ def rollout_metrics(trees: Sequence[ScoredTree], *, learner_version: int) -> Pai
     pairs["rollout/completion_tokens"] = _pair(path.num_policy_tokens for path in alive)
     for name in sorted({name for path in alive for name in path.signals}):
         pairs[f"signals/{name}"] = _pair(path.signals[name] for path in alive if name in path.signals)
-    return pairs | _reward_pairs(trees) | _tree_pairs(trees, learner_version)
+    return pairs | _reward_pairs(trees) | _tree_pairs(trees, learner_version) | _search_pairs(trees)
+
+
+def _search_pairs(trees: Sequence[ScoredTree]) -> Pairs:
+    found = [(scored.tree, scored.tree.search) for scored in trees if scored.tree.search is not None]
+    if not found:
+        return {}
+    guided = [tree for tree, search in found if search.sampler == "ved"]
+    kept = [
+        all((known := node.search) is None or known.in_beam for node in tree.trajectory(leaf).nodes)
+        for tree in guided
+        for leaf in range(len(tree.leaves))
+    ]
+    return {
+        "search/evaluated": _pair(search.num_evaluated for _, search in found),
+        "search/charged": _pair(search.num_charged for _, search in found),
+        "search/unspent": _pair(1 - search.num_charged / search.budget for _, search in found if search.budget),
+        "search/forwards": _pair(search.num_forwards for _, search in found),
+        "search/candidates": _pair(len({leaf.node for leaf in tree.leaves}) for tree, _ in found),
+        "search/beyond_beam": _pair(not inside for inside in kept),
+    }
+
+
+def _sibling_pairs(trees: Sequence[CreditedTree]) -> Pairs:
+    if not any(path.leaf == -1 for tree in trees for path in tree.paths):
+        return {}
+    parents, no_hit = [], []
+    for credited in trees:
+        tree, rewards = credited.tree, credited.scored.rewards
+        starts = [int(path.tokens[0]) for path in credited.paths if path.leaf == -1 and len(path.tokens)]
+        nodes = np.searchsorted(tree.offsets, starts, side="right") - 1
+        found = {tree.nodes[int(node)].parent for node in nodes}
+        parents.append(len(found))
+        ends = np.array([leaf.node for leaf in tree.leaves])
+        for parent in found:
+            below = (ends >= parent) & (ends < tree.node_ends[parent]) & credited.scored.valid
+            no_hit.append(not (rewards[below] > 0).any())
+    return {"sibling/parents": _pair(parents), "sibling/no_hit": _pair(no_hit)}
 
 
 def credit_metrics(trees: Sequence[CreditedTree]) -> Pairs:
@@ -268,6 +315,7 @@ def credit_metrics(trees: Sequence[CreditedTree]) -> Pairs:
         "advantage/std": _pair(value**2 for value in paths),
         "credit/nonzero": (float(sum((plus | minus).sum() for plus, minus in pairs)), num_tokens),
         "credit/conflict": (float(sum((plus & minus).sum() for plus, minus in pairs)), num_tokens),
+        **_sibling_pairs(trees),
     }
 
 

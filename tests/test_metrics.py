@@ -168,11 +168,11 @@ def test_credit_metrics_are_taken_over_paths_and_unique_policy_tokens(branching)
 
 def test_reductions_follow_the_dictionary():
     parts = [
-        {"ratio/max": (3.0, 1), "timing/learn_s": (2.0, 1), "entropy": (4.0, 8), "loss": (1.0, 1)},
-        {"ratio/max": (2.0, 1), "timing/learn_s": (5.0, 1), "entropy": (1.0, 2), "unheard/of": (1.0, 4)},
+        {"memory/peak_mib": (3.0, 1), "timing/learn_s": (2.0, 1), "entropy": (4.0, 8), "loss": (1.0, 1)},
+        {"memory/peak_mib": (2.0, 1), "timing/learn_s": (5.0, 1), "entropy": (1.0, 2), "unheard/of": (1.0, 4)},
     ]
     assert finalise(merge(parts)) == {
-        "ratio/max": 3.0,
+        "memory/peak_mib": 3.0,
         "timing/learn_s": 7.0,
         "entropy": 0.5,
         "loss": 1.0,

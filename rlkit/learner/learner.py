@@ -7,6 +7,7 @@ Nothing here knows about trees, rewards or Ray.
 from __future__ import annotations
 
 import math
+import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,8 +138,15 @@ class Learner:
                     )
             self.updates += 1
         self.version += 1
-        skipped = {"update/skipped": (float(len(reasons)), 1.0)}
-        return UpdateReport(metrics=merge([*parts, skipped]), applied=not reasons, reason="; ".join(reasons))
+        totals = {"update/skipped": (float(len(reasons)), 1.0), "memory/peak_mib": (self._peak_mib(), 1.0)}
+        return UpdateReport(metrics=merge([*parts, totals]), applied=not reasons, reason="; ".join(reasons))
+
+    def _peak_mib(self) -> float:
+        """Most memory that this process has held so far: allocated on a GPU, else resident."""
+        device = next(self.sharding.policy.parameters()).device
+        if device.type == "cuda":
+            return torch.cuda.max_memory_allocated(device) / 2**20
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
     def _add_gradients(self, batch: Batch, *, scale: float, with_entropy: bool) -> dict[str, tuple[float, float]]:
         """Forward and backward of this rank's rows; metrics of all ranks' rows, in which padding does not count."""

@@ -154,6 +154,13 @@ def test_bfloat16_multiplies_in_bfloat16_and_keeps_float32_weights(folder: Path)
     assert rounded.update([Batch(rows=rows())]).applied
 
 
+def test_an_update_reports_the_memory_that_its_process_has_held_at_most(folder: Path) -> None:
+    learner, held = built(folder, dtype="float32"), np.ones((64, 2**20))  # 512 MiB
+    peak, count = learner.update([Batch(rows=rows())]).metrics["memory/peak_mib"]
+    assert held.nbytes / 2**20 < peak < 2**20
+    assert count == 1
+
+
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
