@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rlkit import __version__
 from rlkit.errors import RlkitError, nearest
@@ -74,8 +74,26 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     found["list"].add_argument("what", nargs="?", choices=LISTS, metavar="WHAT", help=" | ".join(LISTS))
     found["report"] = commands.add_parser("report", help="write one HTML page about a run")
     found["report"].add_argument("run", type=Path, metavar="RUN", help="the run's folder")
+    _add_planner(commands, found)
     found["doctor"] = commands.add_parser("doctor", help="check this machine and say what to fix")
     return parser, found
+
+
+def _add_planner(commands: Any, found: dict[str, argparse.ArgumentParser]) -> None:
+    summary = "write reference steps for the tasks of a recipe into a file, once, before training"
+    parser = found["plan-references"] = commands.add_parser("plan-references", help=summary, description=summary)
+    parser.add_argument("recipe", metavar="RECIPE", help="a recipe with the tasks")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings that win over the file")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON lines; what it holds is kept")
+    modes = "ask a model that is shown the answers, merge correct rollouts, or read the benchmark's annotation"
+    parser.add_argument("--mode", choices=("direct", "vote", "annotation"), default="annotation", help=modes)
+    parser.add_argument("--split", default="train", help="split of the task source (train)")
+    parser.add_argument("--limit", type=int, metavar="N", help="the first N tasks only")
+    parser.add_argument("--rollouts", type=Path, metavar="RUN", help="vote: a run that stored rollouts of these tasks")
+    parser.add_argument("--k", type=int, default=4, metavar="K", help="vote: rollouts of a task that are read (4)")
+    parser.add_argument("--url", help="base of an OpenAI-compatible API, e.g. http://localhost:8000/v1")
+    parser.add_argument("--model", help="name of the model there")
+    parser.add_argument("--key-env", default="", metavar="NAME", help="environment variable that holds the API key")
 
 
 def _command(arguments: list[str], commands: dict[str, argparse.ArgumentParser]) -> tuple[str, list[str]]:
@@ -159,6 +177,31 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _plan_references(arguments: argparse.Namespace) -> int:
+    rollouts = _folder(arguments.rollouts) if arguments.rollouts else None
+    if bool(arguments.url) != bool(arguments.model):
+        raise RlkitError("--url and --model belong together: where the planner is served, and its name there")
+    for name in ("limit", "k"):
+        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
+            raise RlkitError(f"--{name}: {getattr(arguments, name)} is below 1")
+    resolved = _load(arguments)
+    from rlkit.judging import Endpoint
+    from rlkit.launch.plan_references import plan_references
+    from rlkit.settings import build
+
+    settings = {"url": arguments.url, "model": arguments.model, "key_env": arguments.key_env, "deadline_s": 600.0}
+    return plan_references(
+        resolved,
+        mode=arguments.mode,
+        out=arguments.out,
+        split=arguments.split,
+        limit=arguments.limit,
+        endpoint=build(Endpoint, settings, "endpoint") if arguments.url else None,
+        rollouts=rollouts,
+        k=arguments.k,
+    )
+
+
 def _doctor(_: argparse.Namespace) -> int:
     from rlkit.launch.doctor import main as doctor
 
@@ -179,5 +222,6 @@ HANDLERS: dict[str, Callable[[argparse.Namespace], int]] = {
     "explain": _explain,
     "list": _list,
     "report": _report,
+    "plan-references": _plan_references,
     "doctor": _doctor,
 }

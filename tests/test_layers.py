@@ -20,6 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "protocols": {"protocols", "ground"},
     "catalogue": {"catalogue", "ground"},
     "judging": {"judging", "protocols", "ground"},
+    "planning": {"planning", "judging", "protocols", "ground"},
     "rewards": {"rewards", "judging", "catalogue", "protocols", "ground"},
     "envs": {"envs", "catalogue", "protocols", "ground"},
     "retrieval": {"retrieval", "judging", "envs", "protocols", "ground"},
@@ -37,6 +38,8 @@ ALLOWED: dict[str, set[str]] = {
     "cluster": {"cluster", "train", "models", "rollout", "learner", "sync", "policy", "data", "protocols", "ground"},
     "launch": {
         "launch",
+        "planning",
+        "judging",
         "gate",
         "catalogue",
         "cluster",

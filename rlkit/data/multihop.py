@@ -21,6 +21,7 @@ from typing import Any
 
 from rlkit.errors import DataError, nearest
 from rlkit.records import Task
+from rlkit.references import PlannedReference, read_references, with_references
 from rlkit.retriever import Passage
 
 __all__ = ["DATASETS", "Multihop"]
@@ -77,6 +78,8 @@ class Multihop:
         """
         qa_only: bool = False
         """Add to `train` questions without labels; the corpora need not hold their answers."""
+        references: str | None = None
+        """File of reference steps that `rlkit plan-references` wrote; null: none are added to the tasks."""
 
         def __post_init__(self) -> None:
             if not self.datasets:
@@ -113,6 +116,10 @@ class Multihop:
         )
 
     @cached_property
+    def _references(self) -> list[PlannedReference]:
+        return read_references(Path(self.config.references or "").expanduser())
+
+    @cached_property
     def _titles(self) -> dict[str, str]:
         return {passage.id: passage.title for passage in self._passages}
 
@@ -123,7 +130,8 @@ class Multihop:
         if split == "train" and self.config.qa_only:
             files += QA_ONLY.get(name, ())
         rows = [row for file in files for row in self._rows(file, ("id", "question", "answers"))]
-        return [self._task(name, row) for row in rows[: self.config.limit]]
+        tasks = [self._task(name, row) for row in rows[: self.config.limit]]
+        return with_references(tasks, split, self._references) if self.config.references else tasks
 
     def _task(self, name: str, row: Mapping[str, Any]) -> Task:
         data: dict[str, Any] = {
