@@ -74,6 +74,23 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     found["list"].add_argument("what", nargs="?", choices=LISTS, metavar="WHAT", help=" | ".join(LISTS))
     found["report"] = commands.add_parser("report", help="write one HTML page about a run")
     found["report"].add_argument("run", type=Path, metavar="RUN", help="the run's folder")
+    summary = "try to refute what a reward promises: bounds, repeatability, no pay for cheating"
+    found["check-reward"] = commands.add_parser("check-reward", help=summary, description=summary)
+    found["check-reward"].add_argument(
+        "reward", metavar="NAME", help="a short name, module:function or file.py:function"
+    )
+    found["check-reward"].add_argument("settings", metavar="key=value", nargs="*", help="settings of the reward")
+    found["check-reward"].add_argument("--on", type=Path, metavar="RUN", help="also try it on stored rollouts of a run")
+    found["check-reward"].add_argument("--allow", nargs="*", default=[], metavar="HOST", help="hosts it may reach")
+    summary = "recompute rewards and advantages of a run's stored rollouts under another recipe, without a model"
+    found["rescore"] = commands.add_parser("rescore", help=summary, description=summary)
+    found["rescore"].add_argument("run", type=Path, metavar="RUN", help="the run's folder")
+    found["rescore"].add_argument("overrides", metavar="key=value", nargs="*", help="settings that win over the file")
+    found["rescore"].add_argument("--recipe", metavar="RECIPE", help="the other recipe; without it: the run's own")
+    found["rescore"].add_argument(
+        "--eval", action="store_true", help="the held-out rollouts instead of the training ones"
+    )
+    found["rescore"].add_argument("--json", type=Path, metavar="FILE", help="also write every number to a file")
     _add_planner(commands, found)
     found["doctor"] = commands.add_parser("doctor", help="check this machine and say what to fix")
     return parser, found
@@ -177,6 +194,29 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _check_reward(arguments: argparse.Namespace) -> int:
+    run = _folder(arguments.on) if arguments.on else None
+    from rlkit.launch.reward_gate import check_reward
+
+    return check_reward(arguments.reward, arguments.settings, run, arguments.allow)
+
+
+def _rescore(arguments: argparse.Namespace) -> int:
+    run = _folder(arguments.run)
+    from rlkit.config import load
+    from rlkit.rescore import rescore
+
+    own = run / "recipe.yaml"
+    if arguments.recipe is None and not own.is_file():
+        raise RlkitError(f"{run}: holds no recipe.yaml; name one with --recipe")
+    recipe = load(arguments.recipe or own, arguments.overrides).recipe
+    comparison = rescore(run, recipe, phase="eval" if arguments.eval else "train")
+    if arguments.json:
+        arguments.json.write_text(comparison.to_json() + "\n", encoding="utf-8")
+    print(comparison)
+    return 0
+
+
 def _plan_references(arguments: argparse.Namespace) -> int:
     rollouts = _folder(arguments.rollouts) if arguments.rollouts else None
     if bool(arguments.url) != bool(arguments.model):
@@ -222,6 +262,8 @@ HANDLERS: dict[str, Callable[[argparse.Namespace], int]] = {
     "explain": _explain,
     "list": _list,
     "report": _report,
+    "check-reward": _check_reward,
+    "rescore": _rescore,
     "plan-references": _plan_references,
     "doctor": _doctor,
 }

@@ -19,6 +19,9 @@ if TYPE_CHECKING:  # torch and transformers are imported when a run starts, not 
 
 __all__ = ["evaluate_recipe", "run_recipe"]
 
+GATE_TASKS = 2
+"""Tasks of the recipe that its rewards are tried on."""
+
 
 def run_recipe(resolved: Resolved) -> int:
     """Train as the recipe says, from the run folder's newest checkpoint if it has one; prints where the report lies."""
@@ -94,6 +97,10 @@ def _parts(resolved: Resolved, *, checkpoint: Path | None = None, log: bool = Tr
         if hasattr(source, "check_model"):  # a model may be made for one set of items only
             source.check_model(folder, setting=setting)
     train_tasks = tasks_of(recipe, source, "train")
+    if recipe.reward_gate:
+        from rlkit.launch.reward_gate import require
+
+        require(recipe, train_tasks[:GATE_TASKS])
     held_out = tasks_of(recipe, source, recipe.eval.split, recipe.eval.tasks) if recipe.eval.tasks else []
     algorithm: Any = recipe.algorithm.load()
     recorder = Recorder(
@@ -103,6 +110,7 @@ def _parts(resolved: Resolved, *, checkpoint: Path | None = None, log: bool = Tr
         project=recipe.log.wandb_project,
         live=log and recipe.log.live,
         num_steps=recipe.train.steps,
+        trees_per_step=recipe.log.trees_per_step,
         decode=_decoder(model_dir),
     )
     with recorder, _workers(recipe, model_dir, init_dir, source, train_tasks) as (rollouts, learner, sync):

@@ -7,12 +7,18 @@ tasks that need no search. Reasoning may be left out anywhere; `search_format` a
 from __future__ import annotations
 
 from rlkit.records import Task, Trajectory
+from rlkit.reward import contract
 from rlkit.search_path import grade
 from rlkit.tags import Tags, blocks
 
 __all__ = ["format_reward"]
 
 
+def _bounds(*, full: float, partial: float, invalid: float, **_: object) -> tuple[float, float]:
+    return min(full, partial, invalid), max(full, partial, invalid)
+
+
+@contract(bounds=_bounds, invariant=("answer_order", "turn_order"))
 def format_reward(
     task: Task,
     trajectory: Trajectory,

@@ -10,18 +10,20 @@ from __future__ import annotations
 from rlkit import text
 from rlkit.errors import RewardError
 from rlkit.records import Task, Trajectory
-from rlkit.reward import needs_answers
+from rlkit.reward import Invariance, contract
 
 __all__ = ["containment", "exact_match", "f1"]
 
+INVARIANT: tuple[Invariance, ...] = ("whitespace", "answer_order", "turn_order")
 
-@needs_answers
+
+@contract(bounds=(0, 1), needs_answers=True, invariant=INVARIANT, monotone={"answer": "up"})
 def exact_match(task: Task, trajectory: Trajectory) -> float:
     """1.0 if the answer equals an accepted one after normalisation, else 0.0 (Search-R1's reward)."""
     return text.best(text.exact, trajectory.answer or "", _accepted(task))
 
 
-@needs_answers
+@contract(bounds=(0, 1), needs_answers=True, invariant=INVARIANT, monotone={"answer": "up"})
 def containment(task: Task, trajectory: Trajectory, *, whole_words: bool = False) -> float:
     """1.0 if an accepted answer occurs in the answer, else 0.0; never below `exact_match`.
 
@@ -31,7 +33,7 @@ def containment(task: Task, trajectory: Trajectory, *, whole_words: bool = False
     return text.best(metric, trajectory.answer or "", _accepted(task))
 
 
-@needs_answers
+@contract(bounds=(0, 1), needs_answers=True, invariant=INVARIANT, monotone={"answer": "up"})
 def f1(task: Task, trajectory: Trajectory) -> float:
     """Word F1 in [0, 1]: partial credit for a partly right answer, less for a wordy one."""
     return text.best(text.f1, trajectory.answer or "", _accepted(task))

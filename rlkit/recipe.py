@@ -242,6 +242,11 @@ class Log:
     """Its project."""
     live: bool = True
     """A live table in a terminal; plain lines elsewhere."""
+    trees_per_step: int | None = 4
+    """Trees of each step that are stored for report and rescoring; null: all, 0: none."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "trees_per_step")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -133,7 +133,7 @@ class Recorder:
         project: str | None = None,
         live: bool = True,
         num_steps: int | None = None,
-        trees_per_step: int = 4,
+        trees_per_step: int | None = 4,
         decode: Decoder | None = None,
     ) -> None:
         """`num_steps` gives the live view an end; `decode` lets the report show tokens as text."""
@@ -200,10 +200,11 @@ class Recorder:
             sink.log(step, phase, numbers)
 
     def trees(self, step: int, trees: Sequence[ScoredTree | CreditedTree], phase: Phase = "train") -> None:
-        """Store `trees_per_step` of the step's trees, evenly spaced, so that people can read them."""
+        """Store `trees_per_step` of the step's trees (None: all), evenly spaced, to be read and rescored."""
         if not trees or self._trees_per_step == 0:
             return
-        spaced = np.linspace(0, len(trees) - 1, num=min(self._trees_per_step, len(trees))).round().astype(int)
+        count = len(trees) if self._trees_per_step is None else min(self._trees_per_step, len(trees))
+        spaced = np.linspace(0, len(trees) - 1, num=count).round().astype(int)
         path = self.run_dir / "rollouts" / f"{_ROLLOUTS[phase]}_{step:06}.jsonl.gz"
         write_trees(path, [trees[index] for index in spaced], self._decode)
 

@@ -1,6 +1,6 @@
 """The checks: what holds for every reward, and what its contract adds.
 
-    always      finite  deadline  deterministic  timeout  observations  forgery  length  repetition
+    always      finite  deadline  deterministic  timeout  observations  length  repetition  forgery
     declared    bounds  whitespace  answer_order  turn_order  group_order  monotone
 
 Rewards run where they run in training, in a process with a deadline per call. All rewards of a recipe share two such
@@ -188,9 +188,9 @@ class _Trial:
         yield "deterministic", self.deterministic
         yield "timeout", self.timeout
         yield "observations", self.observations
-        yield "forgery", self.forgery
         yield "length", self.length
         yield "repetition", self.repetition
+        yield "forgery", self.forgery
         yield "group_order", self.group_order
         yield "whitespace", lambda: self._invariant("whitespace", spaced, "other white space in its completions")
         yield "answer_order", self.answer_order

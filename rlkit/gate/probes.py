@@ -23,8 +23,8 @@ PROBE_TASK = Task(
 """A question of two hops, where nothing else is given."""
 NUM_TURNS = 2000
 """Searches of the trajectory that a deadline is tried on."""
-NUM_CHARACTERS = 40_000
-"""Of an answer that a deadline is tried on: about ten thousand tokens."""
+NUM_CHARACTERS = 20_000
+"""Of an answer that a deadline is tried on: about five thousand tokens."""
 
 
 def wrong_answer(task: Task) -> str:

@@ -1,0 +1,78 @@
+"""Every reward of the plug-in table passes the gate: a new one is tried as soon as it has its line there."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlkit.errors import RecipeError
+from rlkit.gate import GateReport, check_rewards
+from rlkit.plugins import TABLES, config_of, load_object
+from rlkit.reward import contract_of
+from rlkit.rollout.judge import RewardSpec
+from rlkit.settings import build
+
+NEEDS_A_FILE = {"sid_prefix": "reads vectors of a catalogue that a recipe has to name"}
+"""Rewards that only a recipe can be asked about, by `reward_gate: true`."""
+KINDS = [kind for kind in TABLES["rewards"] if kind not in NEEDS_A_FILE]
+
+
+def spec_of(kind: str) -> RewardSpec:
+    function = load_object(TABLES["rewards"][kind])
+    config = config_of(function)
+    try:
+        settings: Any = build(config, dict(contract_of(function).settings), kind)
+    except RecipeError as error:
+        pytest.fail(f"{error}: give the reward's Contract settings to try it with")
+    values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(config)}
+    return RewardSpec(name=kind, spec=TABLES["rewards"][kind], settings=values)
+
+
+@pytest.fixture(scope="module")
+def reports() -> Callable[[str], GateReport]:
+    found = {report.name: report for report in check_rewards([spec_of(kind) for kind in KINDS])}
+    return found.__getitem__
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_shipped_reward_passes(reports: Callable[[str], GateReport], kind: str) -> None:
+    report = reports(kind)
+    assert not report.refuted, str(report)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_shipped_reward_declares_its_bounds(reports: Callable[[str], GateReport], kind: str) -> None:
+    verdicts = {finding.check: finding.verdict for finding in reports(kind).findings}
+    assert verdicts["bounds"] in ("passed", "exempt"), "say @contract(bounds=...)"
+
+
+def test_the_rewards_left_out_are_in_the_table_and_do_need_a_setting() -> None:
+    for kind in NEEDS_A_FILE:
+        with pytest.raises(RecipeError, match="missing"):
+            build(config_of(load_object(TABLES["rewards"][kind])), {}, kind)
+
+
+def test_the_gate_tries_rewards_of_another_domain_on_their_own_probes(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "from rlkit.errors import RewardError\n"
+        "from rlkit.reward import contract\n"
+        "from rlkit.records import Task\n"
+        "from rlkit.transcript import Written, transcript\n\n"
+        "def probes():\n"
+        "    task = Task(id='sum', question='2 + 2', data={'result': 4})\n"
+        "    said = [Written(parts=(('policy', str(n)),), answer=str(n)) for n in (3, 4, 5)]\n"
+        "    return [transcript(task, *said)]\n\n"
+        "@contract(bounds=(0, 0.5), probes=probes)\n"
+        "def is_sum(task, trajectory):\n"
+        "    if 'result' not in task.data:\n"
+        "        raise RewardError('no result')\n"
+        "    return float(trajectory.answer == str(task.data['result']))\n"
+    )
+    (report,) = check_rewards([RewardSpec(name="is_sum", spec=f"{tmp_path / 'own.py'}:is_sum")])
+    (finding,) = report.refuted
+    assert finding.note == "1 outside the declared [0, 0.5]"  # its own probes alone could show that
+    assert "task sum, answer '4'" in finding.example
