@@ -285,23 +285,6 @@ def _search_pairs(trees: Sequence[ScoredTree]) -> Pairs:
     }
 
 
-def _sibling_pairs(trees: Sequence[CreditedTree]) -> Pairs:
-    if not any(path.leaf == -1 for tree in trees for path in tree.paths):
-        return {}
-    parents, no_hit = [], []
-    for credited in trees:
-        tree, rewards = credited.tree, credited.scored.rewards
-        starts = [int(path.tokens[0]) for path in credited.paths if path.leaf == -1 and len(path.tokens)]
-        nodes = np.searchsorted(tree.offsets, starts, side="right") - 1
-        found = {tree.nodes[int(node)].parent for node in nodes}
-        parents.append(len(found))
-        ends = np.array([leaf.node for leaf in tree.leaves])
-        for parent in found:
-            below = (ends >= parent) & (ends < tree.node_ends[parent]) & credited.scored.valid
-            no_hit.append(not (rewards[below] > 0).any())
-    return {"sibling/parents": _pair(parents), "sibling/no_hit": _pair(no_hit)}
-
-
 def credit_metrics(trees: Sequence[CreditedTree]) -> Pairs:
     """Pairs that describe what the algorithm made of the rewards."""
     paths = [float(path.advantages.mean()) for tree in trees for path in tree.paths if len(path.tokens)]
@@ -315,7 +298,6 @@ def credit_metrics(trees: Sequence[CreditedTree]) -> Pairs:
         "advantage/std": _pair(value**2 for value in paths),
         "credit/nonzero": (float(sum((plus | minus).sum() for plus, minus in pairs)), num_tokens),
         "credit/conflict": (float(sum((plus & minus).sum() for plus, minus in pairs)), num_tokens),
-        **_sibling_pairs(trees),
     }
 
 

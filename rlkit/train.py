@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlkit.algorithms.base import Algorithm, AlgorithmConfig
-from rlkit.algorithms.value_targets import with_values
+from rlkit.algorithms.value_targets import calibration, with_values
 from rlkit.checkpoint import Checkpoint, CheckpointStore
 from rlkit.data.packing import Batch, pack, uncredited, with_logprobs
 from rlkit.errors import CheckpointError, LearnerError
@@ -298,7 +298,9 @@ def _checkpoint(parts: Parts, step: int, *, must: bool) -> None:
 
 def _described(trees: Sequence[ScoredTree], credited: Sequence[CreditedTree], parts: Parts) -> Pairs:
     # Versions are compared before the update: this is how old the data were that it used.
-    return {**rollout_metrics(trees, learner_version=parts.learner.version - 1), **credit_metrics(credited)}
+    pairs = {**rollout_metrics(trees, learner_version=parts.learner.version - 1), **credit_metrics(credited)}
+    pairs |= parts.algorithm.describe(credited)
+    return pairs if parts.recipe.value.head == "none" else pairs | calibration(trees, parts.recipe.value)
 
 
 def _totals(ledger: Ledger, sent: SyncReport, pairs: Mapping[str, tuple[float, float]]) -> dict[str, float]:

@@ -140,6 +140,11 @@ def never_dropped(scored: ScoredTree, config: Any) -> str | None:
     return None
 
 
+def nothing_to_add(trees: Sequence[CreditedTree]) -> dict[str, tuple[float, float]]:
+    """No metrics beyond those of every algorithm."""
+    return {}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Algorithm:
     """One member of the family."""
@@ -152,5 +157,7 @@ class Algorithm:
     """Loss of one row."""
     drop: Callable[[ScoredTree, Any], str | None] = never_dropped
     """Reason to leave a group out and draw another one, or None (dynamic sampling)."""
+    describe: Callable[[Sequence[CreditedTree]], dict[str, tuple[float, float]]] = nothing_to_add
+    """Metrics of its own about the credit that it gave, as (sum, count) pairs."""
     min_group_size: int = 2
     """Smallest `rollout.group_size` that gives a signal."""

@@ -20,6 +20,7 @@ import numpy as np
 from rlkit.algorithms.base import Algorithm, AlgorithmConfig, Floats
 from rlkit.algorithms.credit import ZERO_STD, group_rewards, relative_advantages, standardized, trajectory_credit
 from rlkit.algorithms.surrogate import clipped_surrogate
+from rlkit.errors import LearnerError, nearest
 from rlkit.records import CreditedTree, CreditPath, ScoredTree, Tree
 
 __all__ = ["ALGORITHM", "SiblingGrpoConfig", "sibling_advantages"]
@@ -37,6 +38,9 @@ class SiblingGrpoConfig(AlgorithmConfig):
     sibling_weight: Literal["node", "candidate"] = "node"
     """`node`: eq. 19, a node counts once with 1/|C|. `candidate`: the authors' code, a node counts once per candidate
     through it, divided by the number of (candidate, depth) entries with a signal."""
+    sibling_reward: str | None = None
+    """Reward term by which siblings are compared, e.g. `sid_match`; null: the whole reward. Under a rank-shaped reward
+    two wrong siblings differ by their positions only, and normalisation blows that up to ±1, praising the later one."""
     sibling_std_floor: float = 0.0
     """Lower bound of the deviation among siblings: two nearly equal ones are else blown up to ±1
     (v_star_paper.md section 4)."""
@@ -71,6 +75,19 @@ def sibling_advantages(tree: Tree, rewards: Floats, config: SiblingGrpoConfig) -
     return advantages, count, signal
 
 
+def _compared(scored: ScoredTree, rewards: Floats, config: SiblingGrpoConfig) -> Floats:
+    """[L] what siblings are compared by; NaN where the leaf is not valid. Raises `LearnerError` for an unknown term."""
+    if config.sibling_reward is None:
+        return rewards
+    for term in scored.terms:
+        if term.name == config.sibling_reward:
+            return np.where(scored.valid, term.values, np.nan)
+    terms = [term.name for term in scored.terms]
+    raise LearnerError(
+        f"algorithm.sibling_reward: no term {config.sibling_reward!r}{nearest(config.sibling_reward, terms)}"
+    )
+
+
 def credit(scored: Sequence[ScoredTree], config: SiblingGrpoConfig, kl: Sequence[Floats] | None) -> list[CreditedTree]:
     """GRPO paths times `global_coef`, plus one path per policy node with sibling credit times `sibling_coef`.
 
@@ -82,7 +99,7 @@ def credit(scored: Sequence[ScoredTree], config: SiblingGrpoConfig, kl: Sequence
     out = []
     for tree, values, credited in zip(scored, rewards, base, strict=True):
         paths = [replace(p, weights=p.weights * config.global_coef) for p in credited.paths]
-        advantages, count, signal = sibling_advantages(tree.tree, values, config)
+        advantages, count, signal = sibling_advantages(tree.tree, _compared(tree, values, config), config)
         entries = int(count[signal].sum())
         for node in np.flatnonzero(signal):
             tokens = np.arange(tree.tree.offsets[node], tree.tree.offsets[node + 1], dtype=np.int32)
@@ -101,4 +118,24 @@ def credit(scored: Sequence[ScoredTree], config: SiblingGrpoConfig, kl: Sequence
     return out
 
 
-ALGORITHM = Algorithm(config=SiblingGrpoConfig, credit=credit, loss=clipped_surrogate)
+def describe(trees: Sequence[CreditedTree]) -> dict[str, tuple[float, float]]:
+    """How many decisions got sibling credit, and at how many of them all candidates were wrong (no reward above 0)."""
+    parents: list[int] = []
+    no_hit: list[bool] = []
+    for credited in trees:
+        tree, rewards = credited.tree, credited.scored.rewards
+        starts = [int(path.tokens[0]) for path in credited.paths if path.leaf == -1]
+        nodes = np.searchsorted(tree.offsets, starts, side="right") - 1
+        found = {tree.nodes[int(node)].parent for node in nodes}
+        parents.append(len(found))
+        ends = np.array([leaf.node for leaf in tree.leaves])
+        for parent in found:
+            below = (ends >= parent) & (ends < tree.node_ends[parent]) & credited.scored.valid
+            no_hit.append(not (rewards[below] > 0).any())
+    return {
+        "sibling/parents": (float(sum(parents)), float(len(parents))),
+        "sibling/no_hit": (float(sum(no_hit)), float(len(no_hit))),
+    }
+
+
+ALGORITHM = Algorithm(config=SiblingGrpoConfig, credit=credit, loss=clipped_surrogate, describe=describe)

@@ -21,7 +21,7 @@ from rlkit.errors import LearnerError
 from rlkit.recipe import ValueSettings
 from rlkit.records import CreditedTree, CreditPath, ScoredTree, ValueEdges
 
-__all__ = ["level_rewards", "returns", "value_edges", "with_values"]
+__all__ = ["calibration", "level_rewards", "returns", "value_edges", "with_values"]
 
 Floats = NDArray[np.float64]
 
@@ -96,6 +96,48 @@ def with_values(
             paths = [replace(path, weights=np.zeros_like(path.weights)) for path in paths]
         out.append(replace(tree, paths=tuple(paths), values=edges))
     return out
+
+
+def calibration(scored: Sequence[ScoredTree], settings: ValueSettings) -> dict[str, tuple[float, float]]:
+    """How the values that a search went by compare with the returns that followed, as (sum, count) pairs.
+
+    Bias and squared error are over candidates and levels; the rank correlation is Spearman's over the prefixes of one
+    level of one tree, a prefix having the mean return of the candidates below it.
+    """
+    assert settings.reward is not None, "a recipe with a head names its reward"
+    errors: list[float] = []
+    spreads: list[float] = []
+    correlations: list[float] = []
+    for tree in scored:
+        told = returns(level_rewards(tree, settings.reward), settings.discount)
+        levels: list[dict[int, list[float]]] = [{} for _ in range(told.shape[1])]
+        for leaf in map(int, np.flatnonzero(tree.valid)):
+            path = [n for n in tree.tree.path(tree.tree.leaves[leaf].node) if tree.tree.nodes[n].author == "policy"]
+            for level, (node, value) in enumerate(zip(path, told[leaf], strict=False)):
+                known = tree.tree.nodes[node].search
+                if known is not None and np.isfinite(known.value) and np.isfinite(value):
+                    errors.append(known.value - float(value))
+                    levels[level].setdefault(node, []).append(float(value))
+        for found in levels:
+            flat = np.array([value for values in found.values() for value in values])
+            spreads += list((flat - flat.mean()) ** 2) if len(flat) else []
+            means = np.array([np.mean(values) for values in found.values()])
+            values = np.array([known.value for n in found if (known := tree.tree.nodes[n].search) is not None])
+            if len(means) >= 3 and np.ptp(means) > 0 and np.ptp(values) > 0:
+                correlations.append(float(np.corrcoef(_ranks(means), _ranks(values))[0, 1]))
+    count = float(len(errors))
+    return {
+        "value/bias": (float(np.sum(errors)), count),
+        "value/squared_error": (float(np.sum(np.square(errors))), count),
+        "value/spread": (float(np.sum(spreads)), count),
+        "value/rank_correlation": (float(np.sum(correlations)), float(len(correlations))),
+    }
+
+
+def _ranks(values: Floats) -> Floats:
+    """Ranks from 0, equal values sharing the mean of theirs."""
+    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts + 1) / 2)[group]
 
 
 def _silent(tree: CreditedTree, leaf: int) -> CreditPath:

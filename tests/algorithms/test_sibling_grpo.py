@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from rlkit.algorithms.sibling_grpo import ALGORITHM, SiblingGrpoConfig, sibling_advantages
+from rlkit.errors import LearnerError
 from rlkit.records import Leaf, Node, SamplingState, Task, Tree
 from tests.forest import scored
 
@@ -116,3 +118,65 @@ def test_a_failed_leaf_is_no_candidate() -> None:
     assert not signal[at["a1 b1"]]
     # a1 now has the mean of {0, 1} = 0.5 against 0 and 0.
     assert advantages[at["a1"]] == pytest.approx(2**0.5, abs=1e-3)
+
+
+def test_siblings_may_be_compared_by_one_reward_only() -> None:
+    tree, at = trie_tree(CANDIDATES)
+    ranked = [reward - hit for reward, hit in zip(RANKED, HIT, strict=True)]
+    group = [scored(tree, ("sid_match", 1.0, HIT), ("rank_penalty", 1.0, ranked))]
+
+    def at_leaf(**settings: object) -> float:
+        credited = ALGORITHM.credit(group, SiblingGrpoConfig(global_coef=0, **settings), None)[0]  # type: ignore[arg-type]
+        return float((credited.c_pos + credited.c_neg)[tree.offsets[at["a2 b3 c5"]]])
+
+    assert at_leaf() == pytest.approx(0.985142 / 6, abs=1e-4)  # a wrong item praised for its position
+    assert at_leaf(sibling_reward="sid_match") == 0
+    with pytest.raises(LearnerError, match="did you mean 'sid_match'"):
+        at_leaf(sibling_reward="sid_mach")
+
+
+def test_decisions_between_wrong_siblings_are_counted() -> None:
+    tree, _ = trie_tree(CANDIDATES)
+    ranked = [scored(tree, ("reward", 1.0, RANKED))]
+    found = ALGORITHM.describe(ALGORITHM.credit(ranked, SiblingGrpoConfig(), None))
+    # Credit at the root, a1, a1 b1 and a2 b3; only the last has no hit below it.
+    assert found["sibling/parents"] == (4.0, 1.0)
+    assert found["sibling/no_hit"] == (1.0, 4.0)
+
+
+WORKED = ["a1 b1 c1", "a1 b1 c2", "a1 b2 c1", "a2 b1 c1", "a2 b1 c2", "a3 b1 c1"]
+WORKED_REWARDS = [1.0, 0.0, 0.5, 0.0, 0.0, 0.3]
+
+
+@pytest.mark.parametrize(
+    ("weight", "root", "deep"),
+    [("node", [0.189166, -0.216190, 0.027024], 0.166633), ("candidate", [0.425624, -0.324285, 0.020268], 0.124975)],
+)
+def test_both_ways_to_count_give_the_coefficients_worked_from_the_authors_code(
+    weight: str, root: list[float], deep: float
+) -> None:
+    """v_star.md section 9.2. A second request beside it changes nothing but the mean over requests (9.3)."""
+    tree, at = trie_tree(WORKED)
+    other, _ = trie_tree(["a1 b1 c1", "a1 b1 c2", "a2 b1 c1"])
+    config = SiblingGrpoConfig(global_coef=0, sibling_weight=weight)  # type: ignore[arg-type]
+    for beside in ([], [scored(other, ("r", 1.0, [0.0, 0, 1]))]):
+        credited = ALGORITHM.credit([scored(tree, ("r", 1.0, WORKED_REWARDS)), *beside], config, None)[0]
+        values = (credited.c_pos + credited.c_neg) * (1 + len(beside))
+        assert [values[tree.offsets[at[p]]] for p in ("a1", "a2", "a3")] == pytest.approx(root, abs=1e-6)
+        assert values[tree.offsets[at["a1 b1 c1"]]] == pytest.approx(deep, abs=1e-6)
+        assert values[tree.offsets[at["a1 b1 c2"]]] == pytest.approx(-deep, abs=1e-6)
+
+
+@pytest.mark.parametrize(("weight", "unvisited"), [("node", 0.0), ("candidate", -0.121607)])
+def test_counting_nodes_once_leaves_tokens_that_were_not_visited_alone(weight: str, unvisited: float) -> None:
+    """v_star.md section 9.4: d/dz_u of Σ_v a_v·ln π_v = a_u·1[u visited] - π_u·Σ_v a_v."""
+    tree, at = trie_tree(WORKED)
+    config = SiblingGrpoConfig(global_coef=0, sibling_weight=weight)  # type: ignore[arg-type]
+    credited = ALGORITHM.credit([scored(tree, ("r", 1.0, WORKED_REWARDS))], config, None)[0]
+    values = credited.c_pos + credited.c_neg
+    logits = torch.linspace(-1, 1, 6, dtype=torch.float64, requires_grad=True)  # codes 1, 2, 3 were visited
+    logprobs = logits.log_softmax(-1)
+    sum(values[tree.offsets[at[f"a{code}"]]] * logprobs[code] for code in (1, 2, 3)).backward()
+    expected = [unvisited * logprobs[code].exp().item() for code in (0, 4, 5)]
+    assert logits.grad is not None
+    assert logits.grad[[0, 4, 5]].tolist() == pytest.approx(expected, abs=1e-6)

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from rlkit.algorithms import grpo
-from rlkit.algorithms.value_targets import level_rewards, returns, value_edges, with_values
+from rlkit.algorithms.value_targets import calibration, level_rewards, returns, value_edges, with_values
 from rlkit.data.packing import pack
 from rlkit.errors import LearnerError
 from rlkit.learner.gradient import add_gradients, squared_errors
 from rlkit.learner.tree_policy import RowInputs, TreePolicy
 from rlkit.models.value_head import add_value_head
 from rlkit.recipe import ValueSettings
-from rlkit.records import Leaf, Node, SamplingState, ScoredTree, Task, Tree
+from rlkit.records import Leaf, Node, NodeSearch, SamplingState, ScoredTree, Task, Tree
 from tests.forest import scored, tiny_model
 
 SIDS = [(1, 2, 3), (1, 2, 4), (1, 5, 6), (7, 8, 9), (7, 8, 10)]
@@ -166,3 +166,19 @@ def test_a_detached_head_leaves_the_policy_alone_and_a_warm_up_only_trains_value
     assert float(gradients(module, hit, 100)["model.model.embed_tokens.weight"].norm()) > 0  # type: ignore[attr-defined]
     warm = gradients(module, hit, 100, warm=True)
     assert float(warm["model.model.embed_tokens.weight"].norm()) == 0  # type: ignore[attr-defined]
+
+
+def test_calibration_compares_what_the_search_believed_with_what_followed() -> None:
+    tree, at = trie_tree()
+    searched = {
+        at[prefix]: NodeSearch(value=value, entropy=0.0, visits=1, in_beam=True) for prefix, value in VALUES.items()
+    }
+    nodes = tuple(replace(node, search=searched.get(index)) for index, node in enumerate(tree.nodes))
+    found = calibration([group(replace(tree, nodes=nodes))], SETTINGS)
+    told = returns(REWARDS, 0.99)
+    errors = [VALUES[sid[: level + 1]] - told[i, level] for i, sid in enumerate(SIDS) for level in range(3)]
+    assert found["value/bias"] == pytest.approx((sum(errors), 15))
+    assert found["value/squared_error"] == pytest.approx((sum(e * e for e in errors), 15))
+    # Level 1 has two prefixes only. Level 2: V orders .7, -.1, -.3 as the mean returns .896, -.596, -1.945; level 3:
+    # V .9, -.2, -.3, -.8, -1.2 as the returns 1, -.2, -.4, -1, -1.6. Both in perfect order.
+    assert found["value/rank_correlation"] == pytest.approx((2.0, 2.0))
