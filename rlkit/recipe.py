@@ -108,7 +108,7 @@ class Optim:
     warmup_steps: int = 0
     """Optimizer updates over which the rate rises linearly from 0."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """After the warm-up: stay, or fall to 0 at the last update."""
+    """After the warm-up: stay, or fall to 0, which the update after the last would have."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this global norm."""
     minibatches: int = 1
