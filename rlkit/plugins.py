@@ -81,6 +81,7 @@ TABLES: dict[Family, dict[str, str]] = {
         "fake": "rlkit.policy.fake:FakeEngine",
         "demonstration": "rlkit.policy.demonstration:DemonstrationEngine",
         "answers": "rlkit.policy.answers:AnswerEngine",
+        "trie": "rlkit.policy.trie_engine:TrieEngine",
     },
     "algorithms": {
         kind: f"rlkit.algorithms.{kind}:ALGORITHM"
