@@ -33,7 +33,9 @@ class SearchExpert:
         think: bool = True
         """Write a thought before each action."""
         plan: bool = False
-        """Open with the numbered plan that Search-P1 asks for (search_p1 §4.3); needs `think`."""
+        """Open with the numbered plan that Search-P1 asks for (search_p1 §4.3): as the first thought, or in a tag of
+        its own where `tags.plan` names one; needs `think`.
+        """
         seed: int = 0
         """Of the choice of words."""
 
@@ -64,7 +66,12 @@ class SearchExpert:
         if not self.config.think:
             return action
         start = "" if opened == "think" else tags.open("think")
-        return f"{start}{self._thought(task, turn, plan)}{tags.close('think')}{action}"
+        thought = self._thought(task, turn, plan)
+        if turn == 0 and self.config.plan and tags.plan and opened != "think":
+            start = f"{'' if opened == 'plan' else tags.open('plan')}{_numbered(plan)}{tags.close('plan')}{start}"
+        elif turn == 0 and self.config.plan:
+            thought = _numbered(plan)
+        return f"{start}{thought}{tags.close('think')}{action}"
 
     def _thought(self, task: Task, turn: int, plan: tuple[Step, ...]) -> str:
         draw = stream("search_expert", self.config.seed, task.id, turn)
@@ -72,11 +79,13 @@ class SearchExpert:
         def pick(options: tuple[str, ...]) -> str:
             return options[int(draw.integers(len(options)))]
 
-        if turn == 0 and self.config.plan:
-            return "\n" + "".join(f"{n}. {step.goal}\n" for n, step in enumerate(plan, start=1))
         found = plan[turn - 1].result if 0 < turn <= len(plan) else ""
         seen = pick(FOUND).format(result=found) if found else ""
         if turn >= len(plan):
             return seen + pick(LAST)
         goal = resolve(plan[turn].goal, [step.result for step in plan]).rstrip("?. ")
         return seen + pick(NEXT if turn else FIRST).format(goal=goal)
+
+
+def _numbered(plan: tuple[Step, ...]) -> str:
+    return "\n" + "".join(f"{n}. {step.goal}\n" for n, step in enumerate(plan, start=1))

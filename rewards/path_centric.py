@@ -113,7 +113,7 @@ def _bounds(**settings: Any) -> tuple[float, float]:
     return 0.0, 1.0 if settings.get("clip_path") else 1.2
 
 
-@contract(bounds=_bounds, invariant=("answer_order",))
+@contract(bounds=_bounds, invariant=("answer_order", "whitespace"))
 def path_centric(
     task: Task,
     trajectory: Trajectory,

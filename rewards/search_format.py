@@ -58,7 +58,7 @@ def _bounds(**settings: Any) -> tuple[float, float]:
     return 0.0, VALUES[scale]["full"]
 
 
-@contract(bounds=_bounds, invariant=("answer_order",))
+@contract(bounds=_bounds, invariant=("answer_order", "whitespace"))
 def search_format(
     task: Task,
     trajectory: Trajectory,

@@ -129,7 +129,7 @@ def _bounds(**settings: Any) -> tuple[float, float]:
     return 0.0, made.lambda_p * most_path + made.lambda_a + made.lambda_f * most_format
 
 
-@contract(bounds=_bounds, needs_answers=True, invariant=("answer_order",))
+@contract(bounds=_bounds, needs_answers=True, invariant=("answer_order", "whitespace"), monotone={"answer": "up"})
 def search_p1(task: Task, trajectory: Trajectory, **settings: Any) -> Score:
     """Search-P1's total reward by the rules; its settings are those of `SearchP1`."""
     if not task.answers:

@@ -32,7 +32,7 @@ def outcome_reward(
     return alpha * scores.outcome_accuracy_score + (1 - alpha) * scores.outcome_reasoning_score
 
 
-@contract(bounds=(0.0, 1.0), needs_answers=True, invariant=("answer_order",))
+@contract(bounds=(0.0, 1.0), needs_answers=True, invariant=("answer_order", "whitespace"), monotone={"answer": "up"})
 def soft_outcome(
     task: Task,
     trajectory: Trajectory,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,9 @@ def test_thoughts_and_a_plan_are_settings() -> None:
         "<think>\n1. Who developed Lap Engine?\n2. [result 1] educated at\n</think>"
         "<search>Who developed Lap Engine?</search>"
     )
+    tagged = planner.next_completion(MUSIQUE, 0, replace(TAGS, plan="plan"))
+    assert tagged.startswith("<plan>\n1. Who developed Lap Engine?\n2. [result 1] educated at\n</plan><think>")
+    assert planner.next_completion(MUSIQUE, 0, replace(TAGS, plan="plan"), "plan").startswith("\n1. Who")
     with pytest.raises(ValueError, match="plan: true needs think: true"):
         SearchExpert.Config(plan=True, think=False)
 
