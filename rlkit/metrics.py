@@ -81,6 +81,13 @@ reward/best | reward | mean | max over valid ℓ of the group's total | groups w
 reward/low | reward | mean | lower end of the 95 % interval of reward/mean | tasks | - | Evaluation only; the interval treats the task, not the attempt, as the unit.
 reward/high | reward | mean | upper end of the 95 % interval of reward/mean | tasks | - | Evaluation only.
 reward/n | tasks | sum | tasks with a valid leaf | - | as many as were asked | Evaluation only: how many tasks stand behind reward/mean.
+reward/<judged>/judge_failed/mean | share | mean | trajectories without a verdict | trajectories that got a value, by verdict or fallback | 0; without a fallback look at reward/<term>/failed | How often a fallback stood in for the judge.
+reward/<judged>/judge_cached/mean | share | mean | verdicts that were remembered | trajectories that got a value | near 0 in training; near 1 means that answers repeat | Verdicts that cost nothing.
+reward/<judged>/judge_requests/mean | requests | mean | HTTP requests sent | trajectories that got a value | at most 1 | Above 1 the endpoint refuses, is slow or answers brokenly.
+reward/<judged>/judge_broken/mean | answers | mean | answers whose JSON could not be read | trajectories that got a value | below 0.01 | Raise max_tokens or choose another judge.
+reward/<judged>/judge_tokens/mean | tokens | mean | prompt and completion tokens, as the server counts | trajectories that got a value | steady | What a verdict costs in tokens.
+reward/<judged>/judge_cost/mean | currency | mean | (prompt tokens · prompt_price + completion tokens · completion_price) / 1e6 | trajectories that got a value | steady | What a verdict costs at the endpoint's prices.
+reward/<judged>/judge_s/mean | s | mean | wall clock from first request to verdict, pauses included | trajectories that got a value | far below the judge's deadline_s | How long a verdict takes.
 reward/<term>/mean | as the term | mean | Σ_ℓ r_k(ℓ) | leaves where the term is ok | rises if it is trained on | Unweighted value of one reward term.
 reward/<term>/best | as the term | mean | max over ok ℓ of r_k(ℓ) | groups with an ok leaf | above its mean | Best of the group; for a 0/1 term this is pass@G.
 reward/<term>/failed | share | mean | leaves whose status begins with `failed` | leaves where the term was asked (not skipped) | 0; look at the reasons above 0.01 | A reward that raised or ran out of time; its leaves are not trained on if the term has weight.

@@ -29,7 +29,8 @@ def spec_of(kind: str) -> RewardSpec:
     except RecipeError as error:
         pytest.fail(f"{error}: give the reward's Contract settings to try it with")
     values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(config)}
-    return RewardSpec(name=kind, spec=TABLES["rewards"][kind], settings=values)
+    deadline_s = 20.0  # on a machine that does other things as well; a hang would still be found
+    return RewardSpec(name=kind, spec=TABLES["rewards"][kind], settings=values, deadline_s=deadline_s)
 
 
 @pytest.fixture(scope="module")

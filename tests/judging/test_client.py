@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from rlkit.errors import RewardError
-from rlkit.judging import Endpoint, Judge, JudgeClient, Question
+from rlkit.judging import Endpoint, Judge, JudgeClient, Question, Verdict
 from rlkit.judging.verdict import number
+from rlkit.metrics import metric
 from tests.judging.judge_server import Behaviour, JudgeServer, drips, hangs_up, in_turn, raw, says
 
 MARK = Judge(name="mark", template="Rate {trajectory}.", parse=lambda values: number(values, "mark"))
@@ -52,6 +53,19 @@ def test_a_good_answer_is_a_verdict_with_its_tokens_and_cost(serve: Serve) -> No
     body = server.requests[0]
     assert (body["model"], body["temperature"], body["response_format"]) == ("m", 0.0, {"type": "json_object"})
     assert "the path" in body["messages"][0]["content"]
+
+
+def test_every_counter_of_a_verdict_has_its_own_entry_in_the_dictionary_of_metrics() -> None:
+    units = {name: metric(f"reward/tone/{name}/mean").unit for name in Verdict().measured}
+    assert units == {
+        "judge_failed": "share",
+        "judge_cached": "share",
+        "judge_requests": "requests",
+        "judge_broken": "answers",
+        "judge_tokens": "tokens",
+        "judge_cost": "currency",
+        "judge_s": "s",
+    }
 
 
 def test_a_broken_answer_is_asked_again_once_at_temperature_0(serve: Serve) -> None:
@@ -95,7 +109,7 @@ def test_a_longer_retry_after_is_obeyed_and_not_waited_for_beyond_the_deadline(s
     start = time.monotonic()
     (verdict,) = client(server.url, deadline_s=1.0).ask([question()])
     assert verdict.error == "judge mark: HTTP status 429; no time is left to ask again"
-    assert time.monotonic() - start < 1.0
+    assert time.monotonic() - start < 5.0
 
 
 @pytest.mark.parametrize("status", [301, 400, 401, 404])
@@ -112,17 +126,17 @@ def test_a_slow_answer_ends_at_the_timeout_even_if_bytes_keep_dripping(serve: Se
     (verdict,) = client(server.url, timeout_s=0.2, retries=1).ask([question()])
     assert verdict.error == "judge mark: no answer within 0.2 s"
     assert verdict.requests == 2
-    assert time.monotonic() - start < 1.2
+    assert time.monotonic() - start < 2.5  # two answers would take 3 s, two drips 8 s
 
 
 def test_the_deadline_is_for_all_questions_of_a_call(serve: Serve) -> None:
-    server = serve(says({"mark": 1}, after_s=0.3))
+    server = serve(says({"mark": 1}, after_s=0.6))
     start = time.monotonic()
-    verdicts = client(server.url, concurrency=1, deadline_s=0.5).ask([question(str(n)) for n in range(6)])
-    assert time.monotonic() - start < 1.2
+    verdicts = client(server.url, concurrency=1, deadline_s=1.0).ask([question(str(n)) for n in range(6)])
+    assert time.monotonic() - start < 3.0  # one after the other would take 3.6 s
     assert verdicts[0].value == 1.0
     assert all(verdict.value is None for verdict in verdicts[2:])
-    assert verdicts[-1].error == "judge mark: deadline of 0.5 s"
+    assert verdicts[-1].error == "judge mark: deadline of 1 s"
 
 
 def test_no_server_and_one_that_hangs_up_are_failures(serve: Serve) -> None:
