@@ -24,6 +24,7 @@ from rlkit.records import Task, Trajectory
 from rlkit.reward import Score, contract
 from rlkit.search_path import PlanSource
 from rlkit.tags import SEARCH_R1_TAGS, Tags
+from rlkit.text import normalize
 
 __all__ = ["PathMode", "PathReward", "Tracks", "measure", "path_centric", "path_reward", "turn_gains"]
 
@@ -91,7 +92,7 @@ def turn_gains(case: Case, scores: PathScores, tracks: Tracks, num_turns: int) -
 def measure(case: Case, scores: PathScores, reward: PathReward) -> dict[str, float]:
     """What is logged of a path, whatever its format: counts, both tracks, and which one won."""
     new = [own or ref for own, ref in zip(case.new_own, case.new_reference, strict=True)]
-    distinct = len({search.query.casefold() for search in case.path.searches})
+    distinct = len({normalize(search.query) for search in case.path.searches})
     return {
         "n_plan": scores.model_plan_steps,
         "n_actions": case.num_actions,

@@ -164,7 +164,7 @@ def test_an_ideal_path_is_worth_one() -> None:
 
 def test_a_duplicate_query_adds_nothing_and_costs_efficiency() -> None:
     # T9: 2/2 · 2/3 on both tracks.
-    found = run(STEPS[0], *STEPS, plan=STEPS)
+    found = run(f"The {STEPS[0]}?", *STEPS, plan=STEPS)
     assert found.value == pytest.approx(0.9)
     assert (found.measured["n_repeated"], found.measured["n_fruitless"]) == (1, 1)
     # The reimplementation's own test: a plan of 2, the same query twice, 1/2 · 1/2.
