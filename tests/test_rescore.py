@@ -14,8 +14,8 @@ from rlkit.config import load
 from rlkit.errors import DataError
 from rlkit.launch.cli import main
 from rlkit.recorder import Recorder
-from rlkit.records import RewardTerm, ScoredTree, Task, Tree
-from rlkit.rescore import Comparison, pearson, ranks, rescore, spearman
+from rlkit.records import CreditedTree, CreditPath, RewardTerm, ScoredTree, Task, Tree
+from rlkit.rescore import Comparison, _advantages, pearson, ranks, rescore, spearman
 from rlkit.transcript import Written, transcript
 
 
@@ -115,6 +115,19 @@ def test_a_kl_in_the_reward_cannot_be_recomputed_and_that_is_said(tmp_path: Path
     run = stored(tmp_path, group("a", "red fox", "blue"))
     found = under(run, "algorithm.kl_coef=0.1", "algorithm.kl_in=reward")
     assert found.notes == ("algorithm.kl_in is 'reward': that KL needs models and is left out of the advantages after",)
+
+
+def test_the_advantage_of_a_leaf_is_the_mean_over_its_tokens_credit_of_nodes_included() -> None:
+    tree = group("a", "ab", "abcd")  # prompt of 13 tokens, then 2 and 4 tokens
+    first, second = tree.policy_tokens(0), tree.policy_tokens(1)
+    paths = (
+        CreditPath(leaf=0, tokens=first, advantages=np.ones(2), weights=np.ones(2)),
+        CreditPath(leaf=-1, tokens=first[:1], advantages=np.array([-2.0]), weights=np.ones(1)),
+        CreditPath(leaf=-1, tokens=second[2:], advantages=np.array([3.0, 5.0]), weights=np.ones(2)),
+    )
+    # leaf 0: 1, 1 of its own and -2 of a node: 0; leaf 1: 3 and 5 of a node: 4
+    assert _advantages(CreditedTree(scored=em(tree), paths=paths)).tolist() == [0.0, 4.0]
+    assert np.isnan(_advantages(CreditedTree(scored=em(tree), paths=paths[:2]))[1])
 
 
 def test_ranks_share_ties_and_constant_columns_have_no_correlation() -> None:
