@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import bm25s
+import numpy as np
+from numpy.typing import NDArray
 
 from rlkit.envs.batching import BatchedRetriever, Batching
 from rlkit.errors import DataError
@@ -68,6 +70,13 @@ class Bm25:
         k = min(top_k, len(self.passages))
         found, scores = self._index.retrieve(words, k=k, show_progress=False, backend_selection="numpy")
         return [self._retrieval(row, row_scores) for row, row_scores in zip(found, scores, strict=True)]
+
+    def scores(self, query: str) -> NDArray[np.float32]:
+        """[passages] BM25 of every passage, in their order; 0 where no word is shared."""
+        [words] = bm25s.tokenize([query], stopwords="en", return_ids=False, show_progress=False)
+        if not words:
+            return np.zeros(len(self.passages), np.float32)
+        return np.asarray(self._index.get_scores(words), dtype=np.float32)
 
     def _retrieval(self, found: Sequence[int], scores: Sequence[float]) -> Retrieval:
         hits = [(self.passages[i], float(s)) for i, s in zip(found, scores, strict=True) if s > 0]

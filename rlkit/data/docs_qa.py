@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rlkit.data.chunks import absolute_links, chunks, with_urls
 from rlkit.errors import DataError, nearest
@@ -51,6 +51,10 @@ class DocsQa:
         """Folders whose questions are asked although their pages are not there."""
         num_unanswerable: int = 16
         """At most so many of these per split, from the front."""
+        grounded: bool = False
+        """Only questions whose answer cites or lies on one of the pages; other answers have no evidence here."""
+        cite: Literal["published", "page"] = "published"
+        """URLs of a reference: those that were published, or only that of the first page that holds the answer."""
         chunk_words: int = 160
         """Words of a passage, at most; about 250 tokens."""
         limit: int | None = None
@@ -102,7 +106,10 @@ class DocsQa:
         rows = list(self._rows(folder, SPLITS[split], ("id", "question")))
         if split != "test":
             rows = [row for row in rows if (zlib.crc32(row["id"].encode()) % DEV_SHARE == 0) == (split == "dev")]
-        return [self._task(folder, row, answerable) for row in rows[:limit]]
+        tasks = [self._task(folder, row, answerable) for row in rows]
+        if answerable and self.config.grounded:
+            tasks = [task for task in tasks if task.data["pages"]]
+        return tasks[:limit]
 
     def _task(self, folder: str, row: Mapping[str, Any], answerable: bool) -> Task:
         pages = [str(url).partition("#")[0] for url in row.get("cited_pages") or ()]
@@ -114,7 +121,10 @@ class DocsQa:
             cited = _anchors(row.get("citations"))
             written = absolute_links(row.get("answer_markdown") or row["answer"], cited)
             data["citations"] = list(dict.fromkeys(cited.values()))
-            reference = with_urls(written).strip()
+            if self.config.cite == "published":
+                reference = with_urls(written).strip()
+            else:
+                reference = " ".join([row["answer"].strip(), *(f"See {page}." for page in pages[:1])])
         return Task(id=row["id"], question=row["question"].strip(), answers=(reference,), data=data)
 
     def _rows(self, folder: str, stem: str, required: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -13,6 +13,7 @@ from rlkit.errors import DataError
 from rlkit.live import Phase
 from rlkit.recorder import rollout_files
 from rlkit.records import CreditedTree, ScoredTree
+from rlkit.report.evidence import Evidence, answer_parts, read_evidence, walk_of
 from rlkit.store import StoredTree, read_trees
 
 __all__ = ["Reasons", "read_rollouts"]
@@ -43,9 +44,10 @@ def read_rollouts(run_dir: Path, notes: list[str]) -> tuple[dict[str, Any], Reas
     for _, tree in stored:
         _count_reasons(tree.scored, reasons)
     shown = _within_budget(stored)
+    about = read_evidence(run_dir, notes)
     groups: dict[str, list[dict[str, Any]]] = {}
     for label, tree in shown:
-        groups.setdefault(label, []).append(_tree(tree))
+        groups.setdefault(label, []).append(_tree(tree, about))
     left_out = f"To stay small, the page holds {len(shown)} of the {len(stored)} trees that were read."
     return {
         "groups": [{"label": label, "trees": trees} for label, trees in groups.items()],
@@ -79,18 +81,19 @@ def _count_reasons(scored: ScoredTree, reasons: Reasons) -> None:
                 reasons.setdefault(f"reward {term.name} failed", Counter())[why or "no reason given"] += 1
 
 
-def _tree(stored: StoredTree) -> dict[str, Any]:
+def _tree(stored: StoredTree, about: Evidence) -> dict[str, Any]:
     tree, texts = stored.tree, stored.token_texts
     return {
         "task": {"id": tree.task.id, "question": tree.task.question, "answers": tree.task.answers},
         "unique": tree.num_tokens,
         "flat": tree.num_flat_tokens,
-        "leaves": [_leaf(stored, index) for index in range(len(tree.leaves))],
+        "walk": walk_of(tree.task.question, about),
+        "leaves": [_leaf(stored, index, about) for index in range(len(tree.leaves))],
         "nodes": [_node(stored, index, None if texts is None else texts[index]) for index in range(len(tree.nodes))],
     }
 
 
-def _leaf(stored: StoredTree, index: int) -> dict[str, Any]:
+def _leaf(stored: StoredTree, index: int, about: Evidence) -> dict[str, Any]:
     leaf, record = stored.tree.leaves[index], stored.record
     paths = record.paths if isinstance(record, CreditedTree) else ()
     advantages = [advantage for path in paths if path.leaf == index for advantage in path.advantages]
@@ -104,6 +107,7 @@ def _leaf(stored: StoredTree, index: int) -> dict[str, Any]:
         "status": leaf.status,
         "reason": leaf.reason,
         "answer": leaf.answer,
+        "parts": answer_parts(stored.tree.trajectory(index), about),
         "signals": leaf.signals,
         "terms": terms,
         "total": stored.scored.rewards[index],

@@ -112,7 +112,7 @@ class Graph:
     ) -> Walk:
         """From `linked` over at most `hops` edges; entities with more than `max_degree` edges are ends.
 
-        `likeness` gives cosines of passages with the query. A passage's score is its cosine less a tenth for each hop.
+        `likeness` of passages to the query, at most 1. A passage's score is its likeness less a tenth for each hop.
         """
         distance = dict.fromkeys(linked, 0)
         walked: list[tuple[int, int, int]] = []

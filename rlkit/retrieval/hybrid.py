@@ -84,7 +84,7 @@ class Hybrid:
         channels: list[str] = field(default_factory=lambda: list(CHANNELS))
         """Which of bm25, dense and graph."""
         embedder: EmbedderSettings = field(default_factory=EmbedderSettings)
-        """Vectors of the dense channel, of entities and of the reranker."""
+        """Vectors of the dense channel, of entities and of likeness."""
         graph: GraphSettings = field(default_factory=GraphSettings)
         """The graph channel."""
         rerank: RerankSettings = field(default_factory=RerankSettings)
@@ -139,7 +139,7 @@ class Hybrid:
             self._log = RetrievalLog(
                 Path(config.log), corpus=self.corpus, version=self.version, allow_changed=config.allow_changed_corpus
             )
-        self._words = Bm25(Bm25.Config(cache_dir=str(root)), self.passages) if "bm25" in config.channels else None
+        self._words = Bm25(Bm25.Config(cache_dir=str(root)), self.passages)
         self._embedder = make_embedder(config.embedder)
         vectors_key = _digest(self.corpus, FORMAT, self._embedder.fingerprint())
         folder = self._opened(root / f"vectors-{vectors_key}", self._build_vectors)
@@ -215,7 +215,6 @@ class Hybrid:
         return self._embedder.embed([self.config.embedder.query_prefix + query for query in queries])
 
     def _by_words(self, queries: Sequence[str]) -> list[list[int]]:
-        assert self._words is not None
         found = self._words.search_now(queries, self.config.per_list)
         return [[self._rows[passage.id] for passage in each.passages] for each in found]
 
@@ -242,9 +241,15 @@ class Hybrid:
             hops=settings.hops,
             max_degree=settings.max_degree,
             max_entities=settings.max_entities,
-            likeness=partial(self._dense.scores, vector),
+            likeness=partial(self._likeness, question, vector),
             top_k=self.config.per_list,
         )
+
+    def _likeness(self, question: str, vector: NDArray[np.float32], rows: Sequence[int]) -> NDArray[np.float64]:
+        """[rows] mean of the cosine and of BM25 divided by the corpus's best."""
+        cosines = self._dense.scores(vector, rows).astype(np.float64)
+        words = self._words.scores(question)
+        return (cosines + words[list(rows)] / max(float(words.max()), 1e-9)) / 2
 
     def _reranked(
         self, question: str, vector: NDArray[np.float32], order: list[int], scores: dict[int, float]
@@ -254,9 +259,9 @@ class Hybrid:
         if not head or (settings.kind == "none" and self._reranker is None):
             return order
         if self._reranker is None:
-            cosines = np.maximum(self._dense.scores(vector, head), 0)
+            alike = np.maximum(self._likeness(question, vector, head), 0)
             fused = np.array([scores[row] for row in head])
-            found: list[float] | None = list(fused / fused.max() + cosines / max(cosines.max(), 1e-9))
+            found: list[float] | None = list(fused / fused.max() + alike / max(alike.max(), 1e-9))
         else:
             texts = [f"{self.passages[row].title}\n{self.passages[row].text}" for row in head]
             found, problem = within_deadline(self._reranker, question, texts, settings.deadline_s)

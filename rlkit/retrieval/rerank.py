@@ -20,9 +20,9 @@ __all__ = ["CrossEncoder", "RerankSettings", "Reranker", "within_deadline"]
 class RerankSettings:
     """How the fused candidates are ordered."""
 
-    kind: Literal["none", "similarity", "model"] = "similarity"
-    """`similarity`: mean of the fused score and the cosine with the question, each divided by its best; `model`: a
-    sequence classifier in `path` that reads question and passage together."""
+    kind: Literal["none", "similarity", "model"] = "none"
+    """`similarity`: the fused score plus the likeness to the question (cosine and BM25), each divided by its best;
+    `model`: a sequence classifier in `path` that reads question and passage together."""
     path: str = ""
     """Folder in the transformers format, with safetensors weights."""
     candidates: int = 40

@@ -71,6 +71,19 @@ def test_references_keep_their_links_as_plain_urls_and_lose_those_that_nobody_kn
     assert task.data["citations"] == ["https://a.com/docs"]
 
 
+def test_a_reference_may_cite_the_page_that_holds_the_answer_and_nothing_else(tmp_path: Path) -> None:
+    linked = {"answer": "Five dollars.", "answer_markdown": "[Five](https://x.com) dollars."}
+    rows = [
+        {"id": "q", "question": "?", "cited_pages": ["https://a.com/p"], **linked},
+        {"id": "r", "question": "?", **linked},
+    ]
+    write(tmp_path, "ads", qa_test_public=rows)
+    published, without = source(tmp_path).tasks("test")
+    assert published.answers == without.answers == ("Five (https://x.com) dollars.",)
+    [grounded] = source(tmp_path, cite="page", grounded=True).tasks("test")  # the other one has no page
+    assert (grounded.id, grounded.answers) == ("q", ("Five dollars. See https://a.com/p.",))
+
+
 def test_train_and_dev_share_no_question_and_lose_none(root: Path) -> None:
     train, dev = ({task.id for task in source(root).tasks(split)} for split in ("train", "dev"))
     assert train and dev and not train & dev

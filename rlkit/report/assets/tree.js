@@ -183,7 +183,7 @@ function leafBlock(leaf) {
   const signals = Object.entries(leaf.signals).map(([name, value]) => `${name.replaceAll("_", " ")} ${show(value)}`);
   return el("div", { class: `leaf ${leaf.status}` },
     el("p", {}, el("span", { class: "badge" }, `${STATUS[leaf.status]} ${leaf.status}`), ` sample ${leaf.sample}`, leaf.reason ? `: ${leaf.reason}` : "",
-      el("span", { class: "answer" }, leaf.answer === null ? "no answer" : ["answer ", el("q", {}, leaf.answer)])),
+      el("span", { class: "answer" }, leaf.answer === null ? "no answer" : ["answer ", el("q", {}, citedAnswer(leaf))])),
     el("ul", {}, terms, sums.map(([name, value]) => el("li", { class: "sum" }, el("span", {}, name), el("b", {}, value)))),
     signals.length ? el("p", { class: "quiet" }, signals.join(" · ")) : null);
 }
@@ -224,6 +224,6 @@ function treeView(tree, asText) {
     el("p", { class: "question" }, tree.task.question),
     el("p", { class: "quiet" }, tree.task.answers.length ? ["accepted: ", tree.task.answers.join(" | "), " · "] : null,
       `${total} · ${plural(tree.unique, "unique token")} for ${tree.flat.toLocaleString("en-US")} flat (${trim(tree.flat / tree.unique)} ×)`),
-    legend(most), treeMap(nodes, most, jump),
+    legend(most), verdictLegend(tree), walkView(tree.walk), treeMap(nodes, most, jump),
     el("div", { class: "outline" }, outline(nodes[0], total, most, asText)));
 }
