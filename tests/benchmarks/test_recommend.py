@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from argparse import Namespace
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from rlkit.catalogue.trie import ABSENT, Trie
 from rlkit.data.sequences import Sequences
 from rlkit.errors import CheckpointError
 from rlkit.models.recommender import build_recommender
+from rlkit.policy.base import GrowRequest, Sampling
+from rlkit.policy.trie_engine import TrieEngine
 from tests.catalogue.shop import ITEMS, write_shop
 
 
@@ -124,3 +127,23 @@ def test_sasrec_does_not_see_what_follows() -> None:
     rows = torch.tensor([[1, 2, 3, 4], [1, 2, 5, 1]])
     states = model(rows)
     assert torch.equal(states[0, :2], states[1, :2]) and not torch.equal(states[0, 2], states[1, 2])
+
+
+def test_the_engine_and_the_plain_beam_find_the_same_items_in_the_same_order(folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    _, trie = Catalogue.of_model(folder, tokenizer.convert_tokens_to_ids)
+    prompts = [np.array([1, 4, 6, 9], np.int32), np.array([1], np.int32)]
+    leaves, likely = rank_leaves(AutoModelForCausalLM.from_pretrained(folder), prompts, trie, width=3)
+    engine = TrieEngine.from_pretrained(
+        TrieEngine.Config(decoder="beam", deterministic=False, device="cpu"), folder, seed=0, dtype="float32"
+    )
+    for prompt, ranked, scored in zip(prompts, leaves, likely, strict=True):
+        request = GrowRequest(
+            task_id="t", token_ids=prompt, num_candidates=3, max_tokens=3, sampling=Sampling(temperature=0)
+        )
+        growth = asyncio.run(engine.grow(request))
+        paths = [growth.path(candidate) for candidate in range(3)]
+        tokens = [np.concatenate([growth.nodes[node].token_ids for node in path]) for path in paths]
+        assert trie.walk(np.array(tokens)).tolist() == ranked.tolist()
+        totals = [sum(float(growth.nodes[node].behavior_logprobs.sum()) for node in path) for path in paths]
+        assert totals == pytest.approx(scored, abs=1e-4)
