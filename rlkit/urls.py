@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-__all__ = ["MAX_LENGTH", "canonical", "extract_urls", "host_of", "leaks", "spans", "under_prefix"]
+__all__ = ["MAX_LENGTH", "canonical", "extract_urls", "leaks", "spans", "under_prefix"]
 
 MAX_LENGTH = 2048
 """Characters; a longer URL may equal one of the evidence, but no prefix approves it."""
@@ -74,12 +74,6 @@ def under_prefix(url: str, prefixes: Iterable[str]) -> bool:
         if prefix and url.startswith(prefix) and url[len(prefix) : len(prefix) + 1] in ("", "/", "?", "#"):
             return True
     return False
-
-
-def host_of(url: str) -> str:
-    """Host and port of a URL as written, in lower case, without user information; empty if it has none."""
-    parts = _PARTS.fullmatch(canonical(url))
-    return parts[2].rpartition("@")[2] if parts else ""
 
 
 def leaks(text: str) -> list[str]:
