@@ -10,7 +10,11 @@ import pytest
 
 from rlkit.config import load
 from rlkit.errors import RecipeError
+from rlkit.plugins import TABLES
 from tests.plugin_files import RECIPE, user_folder
+
+TASKS, ENVS = (", ".join(sorted(TABLES[family])) for family in ("tasks", "envs"))
+"""What a message offers: every plug-in of the family."""
 
 BROKEN_OVERRIDES = {
     # names
@@ -88,8 +92,8 @@ BROKEN_OVERRIDES = {
     # plug-ins
     "env.kind=agentic_serch": "env.kind: unknown 'agentic_serch'; did you mean 'agentic_search'?",
     "rewards.0.kind=exactmatch": "rewards[0].kind: unknown 'exactmatch'; did you mean 'exact_match'?",
-    "task.kind=null": "task.kind: missing; one of multihop, world",
-    "env.kind=3": "env.kind: 3 is not a name; one of agentic_search, qa_retrieval",
+    "task.kind=null": f"task.kind: missing; one of {TASKS}",
+    "env.kind=3": f"env.kind: 3 is not a name; one of {ENVS}",
     "env.kind=own.py": "env.kind: 'own.py' names a file but nothing in it; write 'own.py:name'",
     "env.kind=other.py:Chat": "env.kind: no file 'other.py' in {folder}",
     "env.kind=a b:Chat": "env.kind: 'a b' of 'a b:Chat' is neither a module nor a file.py",
@@ -134,7 +138,7 @@ BROKEN_FILES = {
     f"{RECIPE}base: recipe.yaml\n": "base: recipes are based on each other: recipe.yaml -> recipe.yaml",
     f"{RECIPE}base: [a, b]\n": "base: ['a', 'b'] in recipe.yaml is not the name of one file",
     f"{RECIPE}base: quikstart\n": "base: no recipe file '{folder}/quikstart'; did you mean 'quickstart'?",
-    RECIPE.partition("\n")[2]: "task.kind: missing; one of multihop, world",
+    RECIPE.partition("\n")[2]: f"task.kind: missing; one of {TASKS}",
 }
 
 
