@@ -20,7 +20,7 @@ from rlkit.report.rollouts import read_rollouts
 
 __all__ = ["write_report"]
 
-SCRIPTS = ("dom.js", "charts.js", "evidence.js", "tree.js", "page.js")
+SCRIPTS = ("dom.js", "charts.js", "evidence.js", "trie.js", "tree.js", "page.js")
 """Joined in this order into the page's one script."""
 
 

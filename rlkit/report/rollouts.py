@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -87,6 +88,7 @@ def _tree(stored: StoredTree, about: Evidence) -> dict[str, Any]:
         "task": {"id": tree.task.id, "question": tree.task.question, "answers": tree.task.answers},
         "unique": tree.num_tokens,
         "flat": tree.num_flat_tokens,
+        "search": tree.search and asdict(tree.search),
         "walk": walk_of(tree.task.question, about),
         "leaves": [_leaf(stored, index, about) for index in range(len(tree.leaves))],
         "nodes": [_node(stored, index, None if texts is None else texts[index]) for index in range(len(tree.nodes))],
@@ -135,4 +137,13 @@ def _node(stored: StoredTree, index: int, texts: Sequence[str] | None) -> dict[s
         "kept": None if offsets is None else np.diff(offsets)[cut],
         "plus": credit and credit.c_pos[span],
         "minus": credit and credit.c_neg[span],
+        "search": node.search and asdict(node.search),
+        "sibling": _sibling(credit, start) if node.search else None,
     }
+
+
+def _sibling(credit: CreditedTree | None, start: int) -> float | None:
+    """Advantage of a node among its siblings, where an algorithm gave one; `start` is its first token."""
+    paths = () if credit is None else credit.paths
+    found = [float(p.advantages[0]) for p in paths if p.leaf == -1 and len(p.tokens) and p.tokens[0] == start]
+    return found[0] if found else None

@@ -224,6 +224,6 @@ function treeView(tree, asText) {
     el("p", { class: "question" }, tree.task.question),
     el("p", { class: "quiet" }, tree.task.answers.length ? ["accepted: ", tree.task.answers.join(" | "), " · "] : null,
       `${total} · ${plural(tree.unique, "unique token")} for ${tree.flat.toLocaleString("en-US")} flat (${trim(tree.flat / tree.unique)} ×)`),
-    legend(most), verdictLegend(tree), walkView(tree.walk), treeMap(nodes, most, jump),
+    legend(most), verdictLegend(tree), walkView(tree.walk), trieView(tree, nodes, most, jump) || treeMap(nodes, most, jump),
     el("div", { class: "outline" }, outline(nodes[0], total, most, asText)));
 }
