@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from rlkit.config import Resolved
+from rlkit.lock import locked
 from rlkit.recipe import Recipe
 
 if TYPE_CHECKING:  # torch and transformers are imported when a run starts, not when a recipe is read
@@ -25,12 +26,16 @@ GATE_TASKS = 2
 
 def run_recipe(resolved: Resolved) -> int:
     """Train as the recipe says, from the run folder's newest checkpoint if it has one; prints where the report lies."""
+    from rlkit.launch.resumable import refuse_other_recipe
     from rlkit.report import write_report
     from rlkit.train import train
 
-    with _parts(resolved) as parts:
-        train(parts)
-    print(f"report: {write_report(Path(resolved.recipe.out))}")
+    out = Path(resolved.recipe.out)
+    with locked(out):
+        refuse_other_recipe(resolved, out)
+        with _parts(resolved) as parts:
+            train(parts)
+        print(f"report: {write_report(out)}")
     return 0
 
 
@@ -38,7 +43,7 @@ def evaluate_recipe(resolved: Resolved, checkpoint: Path | None) -> int:
     """Evaluate the recipe's model, or a checkpoint, on its held-out tasks; prints every number with its interval."""
     from rlkit.evaluate import evaluate
 
-    with _parts(resolved, checkpoint=checkpoint, log=False) as parts:
+    with locked(Path(resolved.recipe.out) / "eval"), _parts(resolved, checkpoint=checkpoint, log=False) as parts:
         parts.sync.push(parts.learner)
         trees, metrics = evaluate(resolved.recipe, parts.rollouts, parts.held_out, version=parts.learner.version)
         parts.recorder.trees(0, trees, phase="eval")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rlkit.errors import RecipeError
+from rlkit.placement import bundles
 from rlkit.recipe import Recipe
 
 __all__ = ["check", "doubts"]
@@ -75,11 +76,14 @@ def _processes(recipe: Recipe) -> Problems:
                     f"cluster.{name}",
                     f"{count} with cluster.kind=local, which is one process; use cluster.kind=ray",
                 )
+        if cluster.placement != "free":
+            yield "cluster.placement", f"{cluster.placement!r} with cluster.kind=local; use cluster.kind=ray"
         if cluster.address is not None:
             yield "cluster.address", f"{cluster.address!r} with cluster.kind=local; use cluster.kind=ray"
     if cluster.learner_ranks > 1 and learner.kind == "single":
         ranks = f"cluster.learner_ranks={cluster.learner_ranks}"
         yield "learner.kind", f"'single' is one process, not {ranks}; use ddp, fsdp2 or zero1"
+    bundles(cluster)  # raises where this placement cannot be
 
 
 def _files(recipe: Recipe) -> Problems:

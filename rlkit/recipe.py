@@ -79,12 +79,22 @@ class Rollout:
     """Turns that they share; 1 forks after the first search."""
     max_unique_tokens: int | None = None
     """Budget of a group that branches, prompt included: no branch is begun beyond it; null: none."""
+    max_staleness: int = 0
+    """Versions that weights may be behind when what they sampled is trained on. 0 samples and trains by turns; from 1
+    on rollouts go on while the learner computes, and across its updates (`rlkit/rollout/schedule.py`)."""
+    over_sampling: float = 0.0
+    """Share of groups sampled beyond those that are needed; a step takes the first, late ones are dropped as `stale`,
+    which favours short answers (metric `rollout/length_bias`). 0: wait for all."""
+    round_tokens: int = 128
+    """Tokens that a sample draws between two points at which weights may change, where the two settings above are not
+    0: smaller follows the weights faster, larger waits less."""
 
     def __post_init__(self) -> None:
         above(self, 0, "temperature", "top_p")
         at_least(self, 0, "top_k")
         at_least(self, 1, "group_size", "groups_per_step", "max_completion_tokens", "max_concurrent_groups")
-        at_least(self, 1, "branches", "fork_turn", "max_unique_tokens")
+        at_least(self, 1, "branches", "fork_turn", "max_unique_tokens", "round_tokens")
+        at_least(self, 0, "max_staleness", "over_sampling")
         if self.group_size % self.branches:
             raise ValueError(f"branches: {self.branches} does not divide group_size={self.group_size}")
         if self.top_p > 1:
@@ -184,10 +194,18 @@ class Cluster:
     """Share of a GPU for each rollout worker; 0: CPU."""
     gpus_per_learner_rank: float = 0.0
     """Share of a GPU for each learner rank; 0: CPU."""
+    placement: Literal["free", "colocated", "disaggregated", "mixed"] = "free"
+    """Which processes share a node and its GPU; `free` leaves it to Ray (`rlkit/placement.py`)."""
+    learner_nodes: str | None = None
+    """Node group of the learner ranks, as KubeRay or RAY_NODE_TYPE_NAME names it; null: any."""
+    rollout_nodes: str | None = None
+    """Node group of the rollout workers; null: any."""
+    wait_s: float = 60.0
+    """Seconds to wait for nodes of a cluster that is joined, before what it lacks is an error."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "rollout_workers", "learner_ranks", "threads_per_worker")
-        at_least(self, 0, "gpus_per_rollout_worker", "gpus_per_learner_rank")
+        at_least(self, 0, "gpus_per_rollout_worker", "gpus_per_learner_rank", "wait_s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

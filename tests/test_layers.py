@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 GROUND = {
     "errors", "records", "randomness", "metrics", "recipe", "settings", "plugins", "layers", "combinations", "config",
     "checkpoint", "live", "store", "recorder", "text", "tags", "urls", "evidence",
-    "network", "transcript", "annotation", "references", "search_path", "step_matching", "path_scores",
+    "network", "placement", "lock", "transcript", "annotation", "references", "search_path", "step_matching", "path_scores",
 }  # fmt: skip
 PROTOCOLS = {"env", "reward", "render", "retriever"}
 ALLOWED: dict[str, set[str]] = {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rlkit.cluster.learners import LearnerGroup, RaySync
 from rlkit.cluster.rollouts import RayRollouts
-from rlkit.cluster.runtime import connected
+from rlkit.cluster.runtime import connected, reserved
 from rlkit.recipe import Recipe
 
 __all__ = ["ray_workers"]
@@ -19,7 +19,8 @@ def ray_workers(
     recipe: Recipe, model_dir: Path, init_dir: Path, total_updates: int
 ) -> Iterator[tuple[RayRollouts, LearnerGroup, RaySync]]:
     """Rollout workers that load `model_dir`, and learner ranks that start from the weights in `init_dir`."""
-    with connected(recipe.cluster):
-        rollouts = RayRollouts(recipe, model_dir)
+    with connected(recipe.cluster), reserved(recipe.cluster):
+        # Ranks have seats by number, so they sit down first; what room is left in the bundles is the workers'.
         learner = LearnerGroup(recipe, init_dir, total_updates)
+        rollouts = RayRollouts(recipe, model_dir)
         yield rollouts, learner, RaySync(rollouts)

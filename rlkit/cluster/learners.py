@@ -80,9 +80,9 @@ class LearnerGroup:
 
     def __init__(self, recipe: Recipe, model_dir: Path, total_updates: int) -> None:
         cluster = recipe.cluster
-        options = actor_options(cluster.threads_per_worker, cluster.gpus_per_learner_rank)
-        size = cluster.learner_ranks
-        self.ranks = [ray.remote(LearnerRank).options(**options).remote() for _ in range(size)]
+        threads, gpus, size = cluster.threads_per_worker, cluster.gpus_per_learner_rank, cluster.learner_ranks
+        options = [actor_options(threads, gpus, bundle=rank) for rank in range(size)]
+        self.ranks = [ray.remote(LearnerRank).options(**seat).remote() for seat in options]
         meeting = ray.get(self.ranks[0].rendezvous.remote())
         ray.get([r.start.remote(recipe, model_dir, total_updates, i, size, meeting) for i, r in enumerate(self.ranks)])
 
