@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from rlkit.env import EnvStep
 from rlkit.envs.prompts import check_template, fill
 from rlkit.errors import EnvError
-from rlkit.evidence import estimated_tokens, within_budget
+from rlkit.evidence.passages import estimated_tokens, within_budget
 from rlkit.records import Message, Task
 from rlkit.retriever import Passage, Retriever
 from rlkit.tags import Tags, parse

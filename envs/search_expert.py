@@ -1,6 +1,6 @@
 """An expert that plays agentic search from a task's own annotation, for a supervised warm start.
 
-It searches the steps that the benchmark's authors wrote down (`rlkit.annotation`). It never sees what a search
+It searches the steps that the benchmark's authors wrote down (`rlkit.search.annotation`). It never sees what a search
 returned: what it calls found is the annotation.
 """
 
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlkit.annotation import Step, resolve, steps
 from rlkit.randomness import stream
 from rlkit.records import Task
+from rlkit.search.annotation import Step, resolve, steps
 from rlkit.tags import Role, Tags
 
 __all__ = ["SearchExpert"]

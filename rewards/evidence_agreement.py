@@ -12,7 +12,7 @@ from itertools import combinations
 
 from rlkit.records import Task, Trajectory
 from rlkit.reward import contract
-from rlkit.search_path import parse_path
+from rlkit.search.path import parse_path
 from rlkit.tags import SEARCH_R1_TAGS, Tags
 
 __all__ = ["agreement", "evidence_agreement"]

@@ -24,12 +24,12 @@ from collections.abc import Sequence
 
 from rlkit import text
 from rlkit.errors import RewardError
-from rlkit.evidence import evidence_of
+from rlkit.evidence.passages import evidence_of
+from rlkit.evidence.urls import spans
 from rlkit.judging import Endpoint
 from rlkit.records import Task, Trajectory
 from rlkit.reward import Score, contract, needs_answers
 from rlkit.rewards.answer_judge import ask
-from rlkit.urls import spans
 
 __all__ = ["GRADES", "faithfulness", "is_refusal", "statements", "unsupported"]
 

@@ -1,4 +1,4 @@
-"""Reward for a well-formed search protocol, in three grades (search_p1 §2.5 and §5.2; `rlkit.search_path.grade`).
+"""Reward for a well-formed search protocol, in three grades (search_p1 §2.5 and §5.2; `rlkit.search.path.grade`).
 
 Departure: the paper pays nothing at all for a direct answer; `require_search=False` grades it like the others, for
 tasks that need no search. Reasoning may be left out anywhere; `search_format` asks for it, as the paper does.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from rlkit.records import Task, Trajectory
 from rlkit.reward import contract
-from rlkit.search_path import grade
+from rlkit.search.path import grade
 from rlkit.tags import Tags, blocks
 
 __all__ = ["format_reward"]

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from rlkit.urls import MAX_LENGTH, canonical
+from rlkit.evidence.urls import MAX_LENGTH, canonical
 
 __all__ = ["HttpStatus", "Request", "public_addresses"]
 

@@ -19,10 +19,10 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from rlkit.path_scores import Case, PathScores, efficient, read_case, rule_scores
 from rlkit.records import Task, Trajectory
 from rlkit.reward import Score, contract
-from rlkit.search_path import PlanSource
+from rlkit.search.path import PlanSource
+from rlkit.search.scores import Case, PathScores, efficient, read_case, rule_scores
 from rlkit.tags import SEARCH_R1_TAGS, Tags
 from rlkit.text import normalize
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 
 from rlkit import text
-from rlkit.evidence import evidence_of
+from rlkit.evidence.passages import evidence_of
 from rlkit.judging import Endpoint
 from rlkit.records import Task, Trajectory
 from rlkit.reward import contract

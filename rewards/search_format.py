@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from rlkit.records import Task, Trajectory
 from rlkit.reward import Score, contract
-from rlkit.search_path import Grade, PlanSource, SearchPath, parse_path
+from rlkit.search.path import Grade, PlanSource, SearchPath, parse_path
 from rlkit.tags import SEARCH_R1_TAGS, Tags
 
 __all__ = ["FormatMode", "FormatScale", "format_value", "is_gated", "search_format"]

@@ -19,13 +19,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlkit.errors import RewardError
-from rlkit.path_scores import PLANNER, Case, PathScores, read_case, rule_scores
 from rlkit.records import Task, Trajectory
 from rlkit.reward import Score, contract
 from rlkit.rewards.path_centric import Combine, PathMode, Tracks, measure, path_reward, turn_gains
 from rlkit.rewards.search_format import FormatMode, FormatScale, format_value, grades, is_gated
 from rlkit.rewards.soft_outcome import outcome_reward
-from rlkit.search_path import PlanSource
+from rlkit.search.path import PlanSource
+from rlkit.search.scores import PLANNER, Case, PathScores, read_case, rule_scores
 from rlkit.settings import at_least
 from rlkit.tags import Tags
 

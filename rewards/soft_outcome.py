@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 from rlkit import text
 from rlkit.errors import RewardError
-from rlkit.path_scores import PathScores, read_case, rule_scores
 from rlkit.records import Task, Trajectory
 from rlkit.reward import contract
-from rlkit.search_path import PlanSource
+from rlkit.search.path import PlanSource
+from rlkit.search.scores import PathScores, read_case, rule_scores
 from rlkit.tags import SEARCH_R1_TAGS, Tags
 
 __all__ = ["outcome_reward", "soft_outcome"]

@@ -10,7 +10,7 @@ import re
 from collections import Counter
 
 from rlkit import text
-from rlkit.evidence import evidence_of
+from rlkit.evidence.passages import evidence_of
 from rlkit.judging import Endpoint
 from rlkit.records import Task, Trajectory
 from rlkit.reward import contract

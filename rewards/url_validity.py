@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Literal
 
 from rlkit.errors import RewardError
-from rlkit.evidence import evidence_of
+from rlkit.evidence.passages import evidence_of
+from rlkit.evidence.urls import extract_urls, leaks, under_prefix
 from rlkit.records import Task, Trajectory
 from rlkit.reward import Score, contract
 from rlkit.rewards.http_status import HttpStatus
 from rlkit.text import without_thoughts
-from rlkit.urls import extract_urls, leaks, under_prefix
 
 __all__ = ["Mode", "StatusOf", "UrlReport", "classify_urls", "url_reward", "url_validity"]
 

@@ -11,23 +11,24 @@ import pytest
 ROOT = Path(__file__).parent.parent
 GROUND = {
     "errors", "records", "randomness", "metrics", "recipe", "settings", "plugins", "layers", "combinations", "config",
-    "checkpoint", "live", "store", "recorder", "text", "tags", "urls", "evidence",
-    "network", "placement", "lock", "transcript", "annotation", "references", "search_path", "step_matching", "path_scores",
+    "checkpoint", "live", "store", "recorder", "text", "tags", "network", "placement", "lock", "transcript",
 }  # fmt: skip
 PROTOCOLS = {"env", "reward", "render", "retriever"}
 ALLOWED: dict[str, set[str]] = {
     "ground": {"ground"},
     "protocols": {"protocols", "ground"},
     "catalogue": {"catalogue", "ground"},
-    "judging": {"judging", "protocols", "ground"},
-    "planning": {"planning", "judging", "protocols", "ground"},
-    "rewards": {"rewards", "judging", "catalogue", "protocols", "ground"},
-    "envs": {"envs", "catalogue", "protocols", "ground"},
-    "retrieval": {"retrieval", "judging", "envs", "protocols", "ground"},
+    "search": {"search", "ground"},
+    "evidence": {"evidence", "ground"},
+    "judging": {"judging", "search", "protocols", "ground"},
+    "planning": {"planning", "judging", "search", "protocols", "ground"},
+    "rewards": {"rewards", "judging", "search", "evidence", "catalogue", "protocols", "ground"},
+    "envs": {"envs", "search", "evidence", "catalogue", "protocols", "ground"},
+    "retrieval": {"retrieval", "judging", "evidence", "envs", "protocols", "ground"},
     "semantic_ids": {"semantic_ids", "ground"},
     "ops": {"ops", "ground"},
     "algorithms": {"algorithms", "ops", "ground"},
-    "data": {"data", "catalogue", "protocols", "ground"},
+    "data": {"data", "search", "catalogue", "protocols", "ground"},
     "models": {"models", "catalogue", "ground"},
     "sync": {"sync", "policy", "ground"},
     "policy": {"policy", "sync", "models", "envs", "catalogue", "protocols", "ground"},
@@ -35,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "rollout": {"rollout", "policy", "data", "protocols", "ground"},
     "gate": {"gate", "rollout", "protocols", "ground"},
     "train": {"train", "rollout", "learner", "sync", "policy", "algorithms", "data", "protocols", "ground"},
-    "report": {"report", "ground"},
+    "report": {"report", "evidence", "ground"},
     "cluster": {"cluster", "train", "models", "rollout", "learner", "sync", "policy", "data", "protocols", "ground"},
     "launch": {
         "launch",
@@ -57,7 +58,7 @@ ALLOWED: dict[str, set[str]] = {
         "ground",
     },
 }
-TORCH_FREE = ("ground", "protocols", "catalogue", "rewards", "envs", "rollout")
+TORCH_FREE = ("ground", "protocols", "catalogue", "search", "evidence", "rewards", "envs", "rollout")
 """Environment and reward processes start fast and small; checked for imports at module level."""
 
 

@@ -21,8 +21,8 @@ from typing import Any
 
 from rlkit.errors import DataError, nearest
 from rlkit.records import Task
-from rlkit.references import PlannedReference, read_references, with_references
 from rlkit.retriever import Passage
+from rlkit.search.references import PlannedReference, read_references, with_references
 
 __all__ = ["DATASETS", "Multihop"]
 

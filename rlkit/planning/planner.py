@@ -21,7 +21,7 @@ from rlkit.planning.direct import DIRECT, Plan
 from rlkit.planning.validation import fault_of
 from rlkit.planning.vote import MERGE, common_steps
 from rlkit.records import Task
-from rlkit.references import ANNOTATION, PlannedReference, annotated_reference, read_references
+from rlkit.search.references import ANNOTATION, PlannedReference, annotated_reference, read_references
 
 __all__ = ["UNANSWERED", "Mode", "Place", "Planner"]
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from rlkit.records import Task
-from rlkit.step_matching import Step
+from rlkit.search.matching import Step
 from rlkit.text import best, contains_words, normalize
 
 __all__ = ["fault_of"]

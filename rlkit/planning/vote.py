@@ -2,7 +2,7 @@
 
 Xia et al. 2026 (arXiv:2602.22576), eq. 5: rollouts of a strong model that was not shown the answer, those with a
 correct answer are kept, and a language model merges them into the fewest essential steps. The voting prompt is not in
-the paper. Without a model, queries are clustered with the matcher of `rlkit.step_matching`, clusters that at least
+the paper. Without a model, queries are clustered with the matcher of `rlkit.search.matching`, clusters that at least
 half of the correct rollouts share are kept, and stand in the order of their mean position (search_p1 §7).
 """
 
@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from rlkit.judging import Judge
 from rlkit.planning.direct import read_plan
 from rlkit.records import Task, Tree
-from rlkit.search_path import parse_path
-from rlkit.step_matching import Query, Step
+from rlkit.search.matching import Query, Step
+from rlkit.search.path import parse_path
 from rlkit.tags import Tags
 from rlkit.text import best, exact, normalize
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from rlkit.evidence import evidence_of
+from rlkit.evidence.passages import evidence_of
+from rlkit.evidence.urls import canonical, extract_urls, spans, under_prefix
 from rlkit.records import Trajectory
-from rlkit.urls import canonical, extract_urls, spans, under_prefix
 
 __all__ = ["Evidence", "answer_parts", "read_evidence", "walk_of"]
 

@@ -26,8 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlkit.errors import DataError
+from rlkit.evidence.urls import canonical, extract_urls
 from rlkit.retriever import Passage
-from rlkit.urls import canonical, extract_urls
 
 __all__ = ["Graph", "Walk", "build_graph"]
 

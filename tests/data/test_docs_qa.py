@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rlkit.data.chunks import absolute_links, chunks, with_urls
 from rlkit.data.docs_qa import DECLINED, DocsQa
 from rlkit.errors import DataError
-from rlkit.urls import extract_urls
+from rlkit.evidence.urls import extract_urls
 
 DATA = Path(os.environ.get("RLKIT_DATA", "")) / "docs_qa"
 PAGE = {

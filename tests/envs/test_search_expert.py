@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from rlkit.annotation import steps
 from rlkit.data.multihop import Multihop
 from rlkit.data.world import World
 from rlkit.envs.agentic_search import AgenticSearch
 from rlkit.envs.bm25 import Bm25
 from rlkit.envs.search_expert import SearchExpert
 from rlkit.records import Task
+from rlkit.search.annotation import steps
 from rlkit.tags import Tags, parse
 from rlkit.text import best, contains_words
 

@@ -19,7 +19,7 @@ from rlkit.planning.planner import UNANSWERED, Planner
 from rlkit.planning.validation import fault_of
 from rlkit.planning.vote import MERGE, common_steps, correct_paths
 from rlkit.records import Leaf, Task, Tree
-from rlkit.references import read_references, reference_of, with_references
+from rlkit.search.references import read_references, reference_of, with_references
 from tests.judging.judge_server import JudgeServer, in_turn, raw, says
 from tests.rewards.search_paths import P1, searched
 

@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 
 from rlkit.errors import RecipeError, RewardError
-from rlkit.path_scores import Case, PathScores, rule_scores
 from rlkit.plugins import PluginSection, config_of
 from rlkit.records import Task
-from rlkit.references import Reference
 from rlkit.reward import Score, contract_of
 from rlkit.rewards.evidence_agreement import agreement, evidence_agreement
 from rlkit.rewards.path_centric import Tracks, path_centric, path_reward
 from rlkit.rewards.search_format import search_format
 from rlkit.rewards.search_p1 import SearchP1, search_p1, total_reward
 from rlkit.rewards.soft_outcome import soft_outcome
-from rlkit.search_path import Grade, Search, SearchPath
+from rlkit.search.path import Grade, Search, SearchPath
+from rlkit.search.references import Reference
+from rlkit.search.scores import Case, PathScores, rule_scores
 from rlkit.settings import build
 from tests.rewards.paths import path
 from tests.rewards.search_paths import NOTHING, P1, O, asked, searched

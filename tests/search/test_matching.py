@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlkit.step_matching import Query, Step, newly_covered, num_covered, word_f1
+from rlkit.search.matching import Query, Step, newly_covered, num_covered, word_f1
 from rlkit.text import normalize
 
 STEPS = ("Search Albert Einstein birthplace", "Search Albert Einstein Nobel Prize year")

@@ -4,7 +4,7 @@
     scores = rule_scores(case)                            without a language model, and where one fails
     scores = PathScores(...).clamped(case)                from the JSON of a judge
 
-The rules count with words (`rlkit.step_matching`), so they cannot see a wrong entity, and never give the planner more
+The rules count with words (`rlkit.search.matching`), so they cannot see a wrong entity, and never give the planner more
 than 1.0.
 """
 
@@ -16,9 +16,9 @@ from functools import cached_property
 
 from rlkit import text
 from rlkit.records import Task, Trajectory
-from rlkit.references import Reference, reference_of
-from rlkit.search_path import PlanSource, SearchPath, parse_path
-from rlkit.step_matching import newly_covered
+from rlkit.search.matching import newly_covered
+from rlkit.search.path import PlanSource, SearchPath, parse_path
+from rlkit.search.references import Reference, reference_of
 from rlkit.tags import Tags
 
 __all__ = ["ACCURACY", "PLANNER", "REASONING", "Case", "PathScores", "efficient", "read_case", "rule_scores"]

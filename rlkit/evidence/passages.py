@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
+from rlkit.evidence.urls import spans
 from rlkit.records import Trajectory
-from rlkit.urls import spans
 
 __all__ = ["estimated_tokens", "evidence_of", "within_budget"]
 

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlkit.annotation import is_annotated, steps
 from rlkit.errors import DataError
 from rlkit.records import Task
+from rlkit.search.annotation import is_annotated, steps
 from rlkit.text import best, contains_words
 
 __all__ = [

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlkit.urls import MAX_LENGTH, canonical, extract_urls, leaks, spans, under_prefix
+from rlkit.evidence.urls import MAX_LENGTH, canonical, extract_urls, leaks, spans, under_prefix
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlkit.rewards.search_p1 import search_p1
-from rlkit.search_path import SearchPath, numbered_items, parse_path
+from rlkit.search.path import SearchPath, numbered_items, parse_path
 from rlkit.tags import SEARCH_FAILED
 from tests.rewards.paths import path
 from tests.rewards.search_paths import NOTHING, P1, O, asked

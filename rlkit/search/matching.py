@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from rlkit.annotation import FUNCTION_WORDS
+from rlkit.search.annotation import FUNCTION_WORDS
 from rlkit.text import normalize, words
 
 __all__ = ["MIN_F1", "Query", "Step", "newly_covered", "num_covered", "word_f1"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlkit.evidence import estimated_tokens, evidence_of, within_budget
-from rlkit.urls import extract_urls
+from rlkit.evidence.passages import estimated_tokens, evidence_of, within_budget
+from rlkit.evidence.urls import extract_urls
 from tests.rewards.paths import path
 
 

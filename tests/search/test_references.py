@@ -10,8 +10,8 @@ import pytest
 
 from rlkit.data.multihop import Multihop
 from rlkit.records import Task
-from rlkit.references import reference_of
-from rlkit.step_matching import num_covered
+from rlkit.search.matching import num_covered
+from rlkit.search.references import reference_of
 
 
 def task(question: str = "Where?", answer: str = "Ulm", **data: Any) -> Task:
