@@ -261,14 +261,20 @@ def _chunk(q: Tensor, shared: KeyValue | None, own: KeyValue, bias: Tensor, soft
     return out.view(*heads, -1).transpose(0, 1)
 
 
-def attend_padded(q: Tensor, seen: KeyValue, bias: Tensor, softcap: float | None) -> Tensor:
-    """q [U, n, Hkv, g, D], seen [U, Hkv, L, D], bias [U, n, L] -> [U, n, Hkv, g, D]: rows that share nothing."""
+def attend_padded(q: Tensor, seen: KeyValue, bias: Tensor, softcap: float | None, split: int) -> Tensor:
+    """q [U, n, Hkv, g, D], seen [U, Hkv, L, D], bias [U, n, L] -> [U, n, Hkv, g, D]: rows that share nothing.
+
+    Columns before and after `split` are summed apart, so that where the split lies does not change a sum.
+    """
     users, width, num_kv, grouped = q.shape[:4]
     rows = q.transpose(1, 2).reshape(users * num_kv, width * grouped, -1)
     keys, values = (x.flatten(0, 1) for x in seen)
     scores = _capped(_product(rows, keys.mT), softcap).view(users, num_kv, width, grouped, -1)
     weights = _softmax(scores + bias[:, None, :, None]).view(users * num_kv, width * grouped, -1)
-    return _mix(weights, values).view(users, num_kv, width, grouped, -1).transpose(1, 2)
+    out = _mix(weights[..., :split], values[:, :split])
+    if split < values.shape[1]:
+        out = out + _mix(weights[..., split:], values[:, split:])
+    return out.view(users, num_kv, width, grouped, -1).transpose(1, 2)
 
 
 def _capped(scores: Tensor, softcap: float | None) -> Tensor:

@@ -73,6 +73,9 @@ class SampleRequest:
     """End with the token that completes one of these strings in the decoded completion."""
     sampling: Sampling = Sampling()
     """Distribution to draw from."""
+    start: int = 0
+    """Last tokens of `token_ids` that were sampled in this turn already: the request continues them, with the draws and
+    stop strings that one request for all would have had. Only for engines with `can_continue = True`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

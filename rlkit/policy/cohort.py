@@ -160,7 +160,9 @@ class Step:
         padded = q.new_zeros(users * width, *q.shape[1:])
         padded[self.slots] = q[:size]
         seen = KeyValue(*(buffer[self.users, :, :length] for buffer in kept))
-        found = attend_padded(padded.view(users, width, *q.shape[1:]), seen, self.bias, softcap)
+        found = attend_padded(
+            padded.view(users, width, *q.shape[1:]), seen, self.bias, softcap, min(self.cohort.base, length)
+        )
         out = q.new_zeros(*q.shape[:-1], found.shape[-1])
         out[:size] = found.flatten(0, 1)[self.slots]
         return out

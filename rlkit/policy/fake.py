@@ -82,6 +82,9 @@ class ScriptTokenizer(Protocol):
 class FakeEngine:
     """Answers with scripted text; see `rlkit.policy.base.Engine`."""
 
+    can_continue = True
+    """A turn may be sampled in pieces (`SampleRequest.start`)."""
+
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Config:
         """Settings of the fake."""
@@ -133,7 +136,8 @@ class FakeEngine:
         text = self._script(request) if callable(self._script) else self._choose(self._script, address)
         await asyncio.sleep(self._config.latency_s * uniform(address, 1))
         token_ids, finish = self._cut(text, request)
-        logprobs = [-uniform(address, 2 + position) for position in range(len(token_ids))]  # in (-1, 0]
+        positions = range(request.start, request.start + len(token_ids))
+        logprobs = [-uniform(address, 2 + position) for position in positions]  # in (-1, 0]
         return Completion(
             token_ids=np.array(token_ids, np.int32),
             behavior_logprobs=np.array(logprobs, np.float32),
@@ -165,10 +169,13 @@ class FakeEngine:
         if end is not None and end not in ids:
             ids.append(end)
         watch = StopWatch(self.tokenizer, request.stop)
-        for count, token in enumerate(ids[: request.max_tokens], start=1):
+        for token in ids[: request.start]:
+            watch.completes(token)
+        left = ids[request.start : request.start + request.max_tokens]
+        for count, token in enumerate(left, start=1):
             stopped = watch.completes(token)
             if token == end:
-                return ids[:count], "eos"
+                return left[:count], "eos"
             if stopped:
-                return ids[:count], "stop"
-        return ids[: request.max_tokens], "length"
+                return left[:count], "stop"
+        return left, "length"

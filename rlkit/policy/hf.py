@@ -58,6 +58,9 @@ class Counts:
 class HfEngine:
     """Samples with a `transformers` model on CPU or one GPU; see `rlkit.policy.base.Engine`."""
 
+    can_continue = True
+    """A turn may be sampled in pieces (`SampleRequest.start`)."""
+
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Config:
         """Settings of the engine."""
@@ -182,8 +185,13 @@ class HfEngine:
                 f"{where}: {num_tokens} + {limit} tokens exceed the model's window of {traits.window}; "
                 "HfEngine has no sliding windows"
             )
+        if not 0 <= request.start <= num_tokens - num_shared:
+            raise EngineError(f"{where}: {request.start} of {num_tokens - num_shared} tokens continue the turn")
         siblings = self._trees.setdefault(request.task_id, {})
         key = ids[:num_shared].tobytes()
+        watch = StopWatch(self._tokenizer, request.stop)
+        for token in ids[num_tokens - request.start :]:
+            watch.completes(int(token))
         return Draft(
             request=request,
             future=asyncio.get_running_loop().create_future(),
@@ -195,7 +203,7 @@ class HfEngine:
                 turn=request.turn,
             ),
             prefix=siblings.setdefault(key, Prefix(tokens=ids[:num_shared].tolist())),
-            watch=StopWatch(self._tokenizer, request.stop),
+            watch=watch,
             limit=limit,
             tokens=ids[num_shared:].tolist(),
         )
@@ -301,9 +309,10 @@ class HfEngine:
     def _extend(self, draft: Draft, logits: NDArray[np.float32]) -> Completion | EngineError | None:
         """Draw the next token; the completion if it was the last one."""
         request = draft.request
+        position = request.start + len(draft.draws)
         try:
             allowed = None if self._constraint is None else self._constraint(request, draft.sampled)
-            drawn = draw(logits, request.sampling, uniform(draft.address, len(draft.draws)), allowed)
+            drawn = draw(logits, request.sampling, uniform(draft.address, position), allowed)
         except EngineError as error:
             return EngineError(f"task {request.task_id!r}, sample {request.sample_index}: {error}")
         draft.draws.append(drawn)

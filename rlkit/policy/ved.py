@@ -55,7 +55,7 @@ class VedSettings:
     gate: bool = True
     """False: every node with a child left passes."""
     expand_root: bool = True
-    """The root passes its gate always; as the only node of its depth it passes anyway unless V is not a number."""
+    """The root passes its gate always; False: it gets no child beyond the beam's, so no traversal spends a token there."""
     max_stall: int = 32
     """Traversals in a row that may add nothing."""
     leaf_values: Literal["own", "parent"] = "own"
@@ -162,7 +162,9 @@ class _Ved:
         tree = self.tree
         if tree.is_leaf(node) or len(tree.children[node]) == tree.num_valid(node):
             return False
-        if not self.settings.gate or (node == 0 and self.settings.expand_root):
+        if node == 0:
+            return self.settings.expand_root
+        if not self.settings.gate:
             return True
         depth = tree.depth[node]
         return self.priority[node] >= self.sums[depth] / self.counts[depth]

@@ -90,3 +90,12 @@ def test_products_in_double_precision_are_probed_too() -> None:
 )
 def test_rows_are_filled_up_to_whole_vectors_per_thread(num_tokens, widths, threads, filled) -> None:
     assert whole_vectors(num_tokens, widths, threads) == filled
+
+
+def test_grown_trees_are_bit_equal_in_any_company() -> None:
+    env = {name: value for name, value in os.environ.items() if name != VARIABLE} | {"OMP_NUM_THREADS": "1"}
+    program = [sys.executable, "-m", "tests.policy.grown_trees"]
+    done = subprocess.run(program, env=env, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for decoder, outcomes in json.loads(done.stdout.splitlines()[-1]).items():
+        assert [name for name, equal in outcomes.items() if not equal] == [], decoder
