@@ -24,7 +24,7 @@ setup(
     author="rlkit authors",
     python_requires=">=3.11",
     packages=find_packages(include=["rlkit", "rlkit.*"]),  # follows the links; each folder has an __init__.py
-    package_data={"rlkit": ["py.typed", "**/assets/*"], "rlkit.recipes": ["**/*.yaml"]},
+    package_data={"rlkit": ["py.typed", "**/assets/*"], "rlkit.recipes": ["**/*.yaml"], "rlkit.launch": ["templates/*"]},
     install_requires=["numpy>=2.0", "omegaconf>=2.4", "packaging>=24", "rich>=13"],
     extras_require={
         "train": [

@@ -92,6 +92,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     )
     found["rescore"].add_argument("--json", type=Path, metavar="FILE", help="also write every number to a file")
     _add_planner(commands, found)
+    _add_submit(commands, found)
     found["doctor"] = commands.add_parser("doctor", help="check this machine and say what to fix")
     return parser, found
 
@@ -111,6 +112,21 @@ def _add_planner(commands: Any, found: dict[str, argparse.ArgumentParser]) -> No
     parser.add_argument("--url", help="base of an OpenAI-compatible API, e.g. http://localhost:8000/v1")
     parser.add_argument("--model", help="name of the model there")
     parser.add_argument("--key-env", default="", metavar="NAME", help="environment variable that holds the API key")
+
+
+def _add_submit(commands: Any, found: dict[str, argparse.ArgumentParser]) -> None:
+    summary = "send a recipe to a running Ray cluster, to Kubernetes (KubeRay) or to Slurm"
+    parser = found["submit"] = commands.add_parser("submit", help=summary, description=summary)
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings that win over the file")
+    parser.add_argument("--to", choices=("ray", "kuberay", "slurm"), default="ray", help="what takes the job (ray)")
+    parser.add_argument("--dry", action="store_true", help="only show bundle, environment, placement and manifest")
+    parser.add_argument("--address", metavar="URL", help="ray: of the job server (http://127.0.0.1:8265)")
+    parser.add_argument("--node", metavar="CPUS[,GPUS]", help="kuberay, slurm: size of one node, e.g. 96,8")
+    parser.add_argument("--image", help="kuberay: container image with rlkit in it")
+    parser.add_argument("--memory", default="64Gi", help="kuberay: memory of one node (64Gi)")
+    parser.add_argument("--working-dir", metavar="URI", help="kuberay: archive with the recipe; without it: the image")
+    parser.add_argument("--time", default="24:00:00", help="slurm: longest duration (24:00:00)")
 
 
 def _command(arguments: list[str], commands: dict[str, argparse.ArgumentParser]) -> tuple[str, list[str]]:
@@ -242,6 +258,22 @@ def _plan_references(arguments: argparse.Namespace) -> int:
     )
 
 
+def _submit(arguments: argparse.Namespace) -> int:
+    resolved = _load(arguments)  # its warnings are about this machine, which is not where it runs
+    from rlkit.launch.submission import Target, parse_node, submit
+
+    target = Target(
+        kind=arguments.to,
+        address=arguments.address,
+        node=parse_node(arguments.node) if arguments.node else None,
+        image=arguments.image,
+        memory=arguments.memory,
+        time=arguments.time,
+        working_dir=arguments.working_dir,
+    )
+    return submit(resolved, arguments.overrides, target, dry=arguments.dry)
+
+
 def _doctor(_: argparse.Namespace) -> int:
     from rlkit.launch.doctor import main as doctor
 
@@ -265,5 +297,6 @@ HANDLERS: dict[str, Callable[[argparse.Namespace], int]] = {
     "check-reward": _check_reward,
     "rescore": _rescore,
     "plan-references": _plan_references,
+    "submit": _submit,
     "doctor": _doctor,
 }
