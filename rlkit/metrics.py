@@ -30,6 +30,7 @@ __all__ = [
     "bootstrap_mean",
     "credit_metrics",
     "documentation",
+    "drop_metrics",
     "finalise",
     "held_out_metrics",
     "merge",
@@ -107,6 +108,9 @@ groups/all_failed | share | mean | groups without a valid leaf | groups | 0 | No
 groups/reward_std | reward | mean | standard deviation of the valid rewards of a group | groups with a valid leaf | above 0 | Spread inside a group, the signal that group-relative advantages live on.
 staleness/mean | versions | mean | learner version − policy_version | unique policy tokens | at most the recipe's max_staleness | How old the weights were that sampled what is trained on.
 staleness/max | versions | max | learner version − policy_version | unique policy tokens | at most the recipe's max_staleness | The oldest token of the step.
+rollout/rounds | rounds | sum | rounds of the logical clock | since the step before | steady | Asynchronous runs: a round is rollout.round_tokens tokens of every sample under way.
+rollout/length_bias | ratio | mean | Σ tokens of trained trajectories / their number, divided by the same over trained and dropped ones | the step | near 1; below 1 the drops favour short answers | How much longer what is trained on is than what was sampled; groups cut short count with what they had.
+rollout/dropped_tokens/<reason> | tokens | mean | policy tokens on the path | trajectories dropped for this reason in the step | near rollout/completion_tokens | Length of what was dropped; of a group that was cut short the tokens it had.
 signals/<name> | as the signal | mean | the environment's count | leaves that report it and did not fail | as the task needs | A count by the environment, such as num_searches.
 advantage/mean | reward | mean | mean of A(p,t) along the path | credit paths with tokens | near 0 for group-relative algorithms | Advantage of a path.
 advantage/std | reward | std | spread of the path advantages | credit paths with tokens | about 1 where the algorithm normalises | Zero means no gradient.
@@ -270,6 +274,21 @@ def rollout_metrics(trees: Sequence[ScoredTree], *, learner_version: int) -> Pai
     for name in sorted({name for path in alive for name in path.signals}):
         pairs[f"signals/{name}"] = _pair(path.signals[name] for path in alive if name in path.signals)
     return pairs | _reward_pairs(trees) | _tree_pairs(trees, learner_version) | _search_pairs(trees)
+
+
+def drop_metrics(trained: Sequence[ScoredTree], dropped: Sequence[tuple[str, Sequence[int]]]) -> Pairs:
+    """Pairs on the length of what a step left out: `dropped` are reasons with the sampled tokens per trajectory."""
+    pairs: Pairs = {}
+    for reason in sorted({reason for reason, _ in dropped}):
+        pairs[f"rollout/dropped_tokens/{reason}"] = _pair(
+            size for why, sizes in dropped if why == reason for size in sizes
+        )
+    paths = [path for scored in trained for path in scored.tree.trajectories() if path.leaf.status != "failed"]
+    kept = [float(path.num_policy_tokens) for path in paths]
+    drawn = kept + [float(size) for _, sizes in dropped for size in sizes]
+    if kept and sum(drawn):
+        pairs["rollout/length_bias"] = ((math.fsum(kept) / len(kept)) / (math.fsum(drawn) / len(drawn)), 1.0)
+    return pairs
 
 
 def _search_pairs(trees: Sequence[ScoredTree]) -> Pairs:

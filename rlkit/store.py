@@ -41,7 +41,7 @@ from rlkit.records import (
     ValueEdges,
 )
 
-__all__ = ["SCHEMA", "Decoder", "StoredTree", "read_trees", "write_trees"]
+__all__ = ["SCHEMA", "Decoder", "StoredTree", "node_from_json", "node_to_json", "read_trees", "write_trees"]
 
 SCHEMA = 1
 """Version of the format; a reader accepts its own and older ones."""
@@ -90,7 +90,8 @@ def _unpack(packed: dict[str, str] | None) -> Any:
     return np.frombuffer(base64.b64decode(packed["base64"], validate=True), dtype=dtype).astype(dtype.newbyteorder("="))
 
 
-def _node_to_json(node: Node, decode: Decoder | None) -> dict[str, Any]:
+def node_to_json(node: Node, decode: Decoder | None = None) -> dict[str, Any]:
+    """A node as plain values; `decode` adds a display string per token."""
     sampling = node.sampling and {
         "temperature": node.sampling.temperature,
         "support_offsets": _pack(node.sampling.support_offsets),
@@ -113,7 +114,8 @@ def _node_to_json(node: Node, decode: Decoder | None) -> dict[str, Any]:
     }
 
 
-def _node_from_json(row: dict[str, Any]) -> Node:
+def node_from_json(row: dict[str, Any]) -> Node:
+    """The same node again."""
     sampling = row["sampling"] and SamplingState(
         temperature=row["sampling"]["temperature"],
         support_offsets=_unpack(row["sampling"]["support_offsets"]),
@@ -201,7 +203,7 @@ def _tree_to_json(record: ScoredTree | CreditedTree, decode: Decoder | None) -> 
             "answers": list(task.answers),
             "data": dict(task.data),
         },
-        "nodes": [_node_to_json(node, decode) for node in scored.tree.nodes],
+        "nodes": [node_to_json(node, decode) for node in scored.tree.nodes],
         "leaves": [_leaf_to_json(leaf) for leaf in scored.tree.leaves],
         "search": scored.tree.search and asdict(scored.tree.search),
         "terms": [_term_to_json(term) for term in scored.terms],
@@ -214,7 +216,7 @@ def _tree_from_json(row: dict[str, Any]) -> StoredTree:
     task = Task(**row["task"] | {"answers": tuple(row["task"]["answers"])})
     tree = Tree(
         task=task,
-        nodes=tuple(map(_node_from_json, row["nodes"])),
+        nodes=tuple(map(node_from_json, row["nodes"])),
         leaves=tuple(Leaf(**leaf) for leaf in row["leaves"]),
         search=SearchReport(**row["search"]) if row.get("search") else None,
     )

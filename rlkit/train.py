@@ -3,8 +3,8 @@
     tasks ──> rollouts ──> scored trees ──> algorithm.credit ──> pack ──> learner ──> weights ──> engines
                  every draw: trained, dropped (reason) or pending; checked at the end of every step
 
-Synchronous: rollouts of a step run the weights of the step before. `Rollouts.collect` is the only place that waits for
-samples, so an asynchronous loop replaces `gather`, not the rest.
+Synchronous: rollouts of a step run the weights of the step before. Asynchronous (`rollout.max_staleness`): a `Stream`
+fills the steps to come while the learner computes, and takes the place of `gather`; the rest is the same.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ from rlkit.errors import CheckpointError, LearnerError
 from rlkit.evaluate import evaluate
 from rlkit.learner.gradient import reference_kl
 from rlkit.learner.learner import UpdateReport
-from rlkit.metrics import credit_metrics, finalise, merge, rollout_metrics
+from rlkit.metrics import credit_metrics, drop_metrics, finalise, merge, rollout_metrics
 from rlkit.policy.base import Sampling
 from rlkit.recipe import Recipe
 from rlkit.recorder import Recorder
@@ -36,6 +36,8 @@ from rlkit.records import CreditedTree, ScoredTree, Task
 from rlkit.rollout.branching import Branching
 from rlkit.rollout.ledger import Draw, Ledger, TaskStream
 from rlkit.rollout.loop import RolloutSettings
+from rlkit.rollout.schedule import Limits, Schedule
+from rlkit.rollout.stream import Advancing, Dropped, Gathered, Stream, lengths
 from rlkit.sync.base import SyncReport
 
 __all__ = ["Collector", "Parts", "Trainee", "WeightSync", "train"]
@@ -127,6 +129,7 @@ class Parts:
                 fork_turn=rollout.fork_turn,
                 max_unique_tokens=rollout.max_unique_tokens,
             ),
+            round_tokens=rollout.round_tokens,
         )
 
 
@@ -150,61 +153,114 @@ class Clock:
 def train(parts: Parts) -> int:
     """Run the recipe's steps, from the newest checkpoint if there is one. Returns the number of the last step."""
     recipe, steps = parts.recipe, parts.recipe.train.steps
-    first = resume(parts)
-    parts.sync.push(parts.learner)
-    if first == 0:
-        _evaluate(parts, 0)
-    empty = 0
-    for step in range(first + 1, steps + 1):
-        clock = Clock()
-        with clock.time("step"):
-            with clock.time("rollout"):
-                draws, trees = gather(parts, step)
-            empty = 0 if trees else empty + 1
-            if empty >= MAX_EMPTY_STEPS:
-                raise LearnerError(
-                    f"rollout.groups_per_step: no group of the last {empty} steps could be trained on "
-                    f"({parts.ledger.dropped}); look at the reasons in the report before raising anything"
-                )
-            with clock.time("learn"):
-                credited, report = learn(parts, trees)
-            if report.applied:
-                parts.ledger.trained(draws, step)
-            else:
-                log.warning("step %d: update skipped, %s", step, report.reason)
-                parts.ledger.dropped_for("not_finite", draws, step)
-            with clock.time("sync"):
-                sent = parts.sync.push(parts.learner)
-            parts.ledger.check(step)
-        parts.recorder.trees(step, credited)
-        pairs = merge([_described(trees, credited, parts), report.metrics, clock.pairs])
-        parts.recorder.log(step, finalise(pairs) | _totals(parts.ledger, sent, pairs))
-        last = step == steps
-        if last or (recipe.train.eval_every and step % recipe.train.eval_every == 0):
-            _evaluate(parts, step)
-        if last or (recipe.train.checkpoint_every and step % recipe.train.checkpoint_every == 0):
-            _checkpoint(parts, step, must=last)
+    stream = streaming(parts)
+    with closing(stream) if stream is not None else nullcontext():
+        first = resume(parts, stream)
+        parts.sync.push(parts.learner)
+        if first == 0:
+            _evaluate(parts, 0)
+        empty = 0
+        for step in range(first + 1, steps + 1):
+            clock = Clock()
+            with clock.time("step"):
+                with clock.time("rollout"):
+                    found = gather(parts, step, stream)
+                empty = 0 if found.trees else empty + 1
+                if empty >= MAX_EMPTY_STEPS:
+                    raise LearnerError(
+                        f"rollout.groups_per_step: no group of the last {empty} steps could be trained on "
+                        f"({parts.ledger.dropped}); look at the reasons in the report before raising anything"
+                    )
+                if stream is not None and not _rests(recipe, step):
+                    with clock.time("sync"):
+                        sent = _send(parts, stream)
+                with clock.time("learn"):
+                    credited, report = learn(parts, found.trees)
+                if report.applied:
+                    parts.ledger.trained(found.draws, step)
+                else:
+                    log.warning("step %d: update skipped, %s", step, report.reason)
+                    parts.ledger.dropped_for("not_finite", found.draws, step)
+                if stream is None or stream.resting:
+                    with clock.time("sync"):
+                        sent = parts.sync.push(parts.learner)
+                parts.ledger.check(step, found.under_way)
+            parts.recorder.trees(step, credited)
+            pairs = merge([_described(found, credited, parts), report.metrics, clock.pairs])
+            parts.recorder.log(step, finalise(pairs) | _totals(parts.ledger, sent, pairs))
+            if _due(recipe.train.eval_every, step, steps):
+                _evaluate(parts, step)
+            if _due(recipe.train.checkpoint_every, step, steps):
+                _checkpoint(parts, step, stream, must=step == steps)
     return steps
 
 
-def gather(parts: Parts, step: int) -> tuple[list[Draw], list[ScoredTree]]:
+def gather(parts: Parts, step: int, stream: Stream | None = None) -> Gathered:
     """Roll out new draws until the step has its groups; those that cannot be trained on are dropped for a reason."""
+    if stream is not None:
+        if stream.resting:
+            stream.go_on(parts.learner.version)
+        return stream.gather(parts.ledger, step)
     wanted = parts.recipe.rollout.groups_per_step
     draws: list[Draw] = []
     trees: list[ScoredTree] = []
+    dropped: list[Dropped] = []
     for _ in range(MAX_ROUNDS):
         fresh = parts.stream.draw(wanted - len(trees))
         parts.ledger.drawn(fresh, step)
         for draw, scored in zip(fresh, parts.rollouts.collect(fresh, parts.settings), strict=True):
-            reason = "all_failed" if not scored.valid.any() else parts.algorithm.drop(scored, parts.config)
-            if reason is not None:
+            if (reason := untrainable(parts, scored)) is not None:
                 parts.ledger.dropped_for(reason, [draw], step)
+                dropped.append(Dropped(reason=reason, lengths=lengths(scored)))
                 continue
             draws.append(draw)
             trees.append(scored)
         if len(trees) == wanted:
             break
-    return draws, trees
+    return Gathered(draws=draws, trees=trees, dropped=dropped)
+
+
+def untrainable(parts: Parts, scored: ScoredTree) -> str | None:
+    """Why a group cannot be trained on, or None."""
+    return "all_failed" if not scored.valid.any() else parts.algorithm.drop(scored, parts.config)
+
+
+def streaming(parts: Parts) -> Stream | None:
+    """What gathers steps ahead of the learner; None where sampling and training take turns."""
+    rollout = parts.recipe.rollout
+    if not rollout.max_staleness and not rollout.over_sampling:
+        return None
+    limits = Limits(
+        groups_per_step=rollout.groups_per_step,
+        steps=parts.recipe.train.steps,
+        max_staleness=rollout.max_staleness,
+        over_sampling=rollout.over_sampling,
+        max_drawn=MAX_ROUNDS,
+    )
+    return Stream(
+        rollouts=cast(Advancing, parts.rollouts),
+        tasks=parts.stream,
+        schedule=Schedule(limits=limits),
+        settings=parts.settings,
+        drop=lambda scored: untrainable(parts, scored),
+    )
+
+
+def _send(parts: Parts, stream: Stream) -> SyncReport:
+    """Weights for the rollouts that go on while the learner computes the next ones."""
+    sent = parts.sync.push(parts.learner)
+    stream.go_on(parts.learner.version)
+    return sent
+
+
+def _due(every: int, step: int, steps: int) -> bool:
+    return step == steps or bool(every and step % every == 0)
+
+
+def _rests(recipe: Recipe, step: int) -> bool:
+    """Whether rollouts wait for the update of this step: the newest weights are evaluated, or saved, or wanted."""
+    every = recipe.train.eval_every, recipe.train.checkpoint_every
+    return not recipe.rollout.max_staleness or any(_due(one, step, recipe.train.steps) for one in every)
 
 
 def learn(parts: Parts, trees: Sequence[ScoredTree]) -> tuple[list[CreditedTree], UpdateReport]:
@@ -234,7 +290,7 @@ def learn(parts: Parts, trees: Sequence[ScoredTree]) -> tuple[list[CreditedTree]
     return credited, parts.learner.update(batches)
 
 
-def resume(parts: Parts) -> int:
+def resume(parts: Parts, stream: Stream | None = None) -> int:
     """Continue from the newest checkpoint; 0 where there is none. Raises `CheckpointError` if it cannot be used."""
     found: Checkpoint | None = parts.checkpoints.latest()
     if found is None:
@@ -250,6 +306,8 @@ def resume(parts: Parts) -> int:
     parts.learner.load(found.folder, found.state["learner"])
     parts.stream.restore(found.state["stream"])
     parts.ledger.restore(found.state["ledger"])
+    if stream is not None:
+        stream.restore(found.folder, found.state["schedule"])
     parts.recorder.resume(found.step)
     return found.step
 
@@ -278,7 +336,7 @@ def _evaluate(parts: Parts, step: int) -> None:
     parts.recorder.log(step, metrics | {"timing/eval_s": time.perf_counter() - start}, phase="eval")
 
 
-def _checkpoint(parts: Parts, step: int, *, must: bool) -> None:
+def _checkpoint(parts: Parts, step: int, stream: Stream | None, *, must: bool) -> None:
     """Save; a full disk costs the checkpoint, and the run only at its end."""
     state = {
         "recipe": fingerprint(parts.recipe),
@@ -286,9 +344,17 @@ def _checkpoint(parts: Parts, step: int, *, must: bool) -> None:
         "stream": parts.stream.state(),
         "ledger": parts.ledger.state(),
     }
+
+    def write(folder: Path) -> None:
+        parts.learner.save(folder)
+        if stream is not None:
+            stream.save(folder)
+
+    if stream is not None:
+        state["schedule"] = stream.state()
     start = time.perf_counter()
     try:
-        parts.checkpoints.save(step, parts.learner.save, state)
+        parts.checkpoints.save(step, write, state)
     except CheckpointError as error:
         if must:
             raise
@@ -296,10 +362,14 @@ def _checkpoint(parts: Parts, step: int, *, must: bool) -> None:
     parts.recorder.log(step, {"timing/checkpoint_s": time.perf_counter() - start})
 
 
-def _described(trees: Sequence[ScoredTree], credited: Sequence[CreditedTree], parts: Parts) -> Pairs:
+def _described(found: Gathered, credited: Sequence[CreditedTree], parts: Parts) -> Pairs:
+    trees = found.trees
     # Versions are compared before the update: this is how old the data were that it used.
     pairs = {**rollout_metrics(trees, learner_version=parts.learner.version - 1), **credit_metrics(credited)}
     pairs |= parts.algorithm.describe(credited)
+    pairs |= drop_metrics(trees, [(dropped.reason, dropped.lengths) for dropped in found.dropped])
+    if found.rounds:
+        pairs["rollout/rounds"] = (float(found.rounds), 1.0)
     return pairs if parts.recipe.value.head == "none" else pairs | calibration(trees, parts.recipe.value)
 
 

@@ -138,8 +138,8 @@ def test_a_group_whose_rewards_all_failed_is_dropped_for_that_reason_and_replace
 def test_dynamic_sampling_draws_again_until_the_step_is_full(tmp_path: Path) -> None:
     equal = {f"t{i}": [1.0, 1.0] for i in range(6)}
     run = parts(tmp_path, algorithm=dapo.ALGORITHM, config=dapo.DapoConfig(), rollouts=Collector(equal))
-    draws, trees = gather(run, 1)
-    assert len(trees) == 4 and all(draw.task.id not in equal for draw in draws)
+    found = gather(run, 1)
+    assert len(found.trees) == 4 and all(draw.task.id not in equal for draw in found.draws)
     assert run.ledger.dropped["equal_rewards"] == run.ledger.num_drawn - 4
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from typing import ParamSpec, TypeVar
 
 import numpy as np
@@ -22,6 +23,7 @@ from rlkit.policy.base import Completion, Engine, Grower, GrowRequest, Growth, S
 from rlkit.records import Leaf, LeafStatus, Node, Task
 from rlkit.render import Renderer
 from rlkit.rollout.assemble import NodeKey
+from rlkit.rollout.pace import Pace, joined
 
 __all__ = ["Episode", "Group"]
 
@@ -49,6 +51,8 @@ class Group:
     """Leading tokens that all samples have in common."""
     growth: Growth | None = None
     """All first completions, where the engine chose them together."""
+    pace: Pace | None = None
+    """Where samples wait for each other and for new weights; None: nowhere."""
 
     def open(self, episodes: Sequence[Episode]) -> None:
         """Put the prompt, and what environments prefill, first on every path; fail what cannot begin."""
@@ -145,10 +149,12 @@ class Episode:
         growth = self.group.growth
         if growth is not None and self.sample_index >= len(growth.candidates):
             return  # there were not so many candidates: this sample leaves no trace
+        pace = self.group.pace
         try:
-            while self.leaf is None and self.turn != before:
-                await self._turn(self.turn)
-                self.turn += 1
+            with pace.playing(self.sample_index) if pace else nullcontext():
+                while self.leaf is None and self.turn != before:
+                    await self._turn(self.turn)
+                    self.turn += 1
         except EnvError as error:
             self.end("failed", _reason(error))
         except EngineError as error:
@@ -201,29 +207,72 @@ class Episode:
             return
         cap = group.max_completion_tokens if self.step.max_tokens is None else self.step.max_tokens
         room = group.max_path_tokens - len(self.token_ids)
-        request = SampleRequest(
-            task_id=group.address,
-            sample_index=self.sample_index,
-            turn=turn,
-            token_ids=self.token_ids,
-            num_shared=group.num_shared,
-            max_tokens=min(cap, room),
-            stop=self.step.stop,
-            sampling=group.sampling,
-        )
-        completion = await group.engine.sample(request)
-        self.extend((self.sample_index, turn, "policy"), _policy_node(completion, turn))
+        text, finish = await self._complete(turn, min(cap, room))
         assert self.env is not None  # an episode without one failed at its start
-        self.step = await self._ask(self.env.step, group.renderer.visible(completion.text))
+        self.step = await self._ask(self.env.step, group.renderer.visible(text))
 
-        cut = completion.finish == "length"
+        cut = finish == "length"
         if self.step.done and self.step.status == "done" and cut:
             budget = f"max_path_tokens: {group.max_path_tokens}" if room < cap else f"max_completion_tokens: {cap}"
             self.end("truncated", budget, self.step.answer)  # the environment sees text, not why it stops
         elif self.step.done:
             self.end(self.step.status, self.step.reason, self.step.answer)
         else:
-            self._observe(turn, after_eos=completion.finish == "eos")
+            self._observe(turn, after_eos=finish == "eos")
+
+    async def _complete(self, turn: int, limit: int) -> tuple[str, str]:
+        """Sample the turn, at most `limit` tokens; its text and how it ended.
+
+        A group that keeps pace samples it in pieces, and each version of the weights gets a node of its own.
+        """
+        group, pace = self.group, self.group.pace
+        pieces: list[tuple[NodeKey, Completion]] = []
+        start = 0
+        while True:
+            size = limit - start
+            if pace is not None:
+                size = min(size, await pace.allowance(self.sample_index, whole=not _continues(group.engine)))
+            request = SampleRequest(
+                task_id=group.address,
+                sample_index=self.sample_index,
+                turn=turn,
+                token_ids=self.token_ids,
+                num_shared=group.num_shared,
+                max_tokens=size,
+                stop=self.step.stop,
+                sampling=group.sampling,
+                start=start,
+            )
+            if pace is None:
+                completion = await group.engine.sample(request)
+            else:
+                completion = await pace.sample(group.engine, request)
+            if pieces and pieces[-1][1].policy_version == completion.policy_version:
+                key, before = pieces.pop()
+                pieces.append((key, joined(before, completion)))
+                group.nodes[key] = _policy_node(pieces[-1][1], turn)
+                self.token_ids = np.concatenate([self.token_ids, completion.token_ids])
+            else:
+                key = (self.sample_index, turn, "policy", start) if start else (self.sample_index, turn, "policy")
+                pieces.append((key, completion))
+                self.extend(key, _policy_node(completion, turn))
+            start += len(completion.token_ids)
+            if completion.finish != "length" or len(completion.token_ids) < size or start == limit:
+                break
+        if len(completion.token_ids) == start:
+            return completion.text, completion.finish
+        return self._spell(turn, pieces), completion.finish
+
+    def _spell(self, turn: int, pieces: Sequence[tuple[NodeKey, Completion]]) -> str:
+        """Text of a turn that was sampled in pieces; a character that a piece ends within belongs to the next."""
+        decode, ids, said = self.group.renderer.decode, np.zeros(0, np.int32), ""
+        for number, (key, piece) in enumerate(pieces, start=1):
+            ids = np.concatenate([ids, piece.token_ids])
+            text = decode(ids)
+            text = text if number == len(pieces) else text.rstrip("\ufffd")
+            self.group.nodes[key] = replace(_policy_node(piece, turn), text=text[len(said) :])
+            said = text
+        return said
 
     async def _grown(self, growth: Growth) -> None:
         """Take this sample's completion from what was grown; nodes that candidates share are one run."""
@@ -272,6 +321,10 @@ class Episode:
 def _alive(episodes: Sequence[Episode]) -> list[Episode]:
     """Those that have not ended."""
     return [episode for episode in episodes if episode.leaf is None]
+
+
+def _continues(engine: Engine) -> bool:
+    return bool(getattr(engine, "can_continue", False))
 
 
 async def _make(envs: EnvFactory) -> Env:

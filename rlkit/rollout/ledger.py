@@ -30,7 +30,7 @@ from rlkit.records import Task
 
 __all__ = ["Draw", "Ledger", "TaskStream"]
 
-Event = Literal["drawn", "trained", "dropped"]
+Event = Literal["drawn", "arrived", "trained", "dropped"]
 _EPOCH = re.compile(r"@epoch\d+$")
 
 
@@ -134,9 +134,16 @@ class Ledger:
         """Draws given up, by reason."""
         return dict(self._dropped)
 
-    def drawn(self, draws: Iterable[Draw], step: int) -> None:
-        """Draws that were made now; not those that are rolled out again after `restore`."""
-        self._record("drawn", draws, step)
+    def drawn(self, draws: Iterable[Draw], step: int, *, clock: int | None = None) -> None:
+        """Draws that were made now; not those that are rolled out again after `restore`.
+
+        `clock` counts the rounds before it in an asynchronous run (`rlkit.rollout.schedule`).
+        """
+        self._record("drawn", draws, step, clock=clock)
+
+    def arrived(self, draws: Iterable[Draw], step: int, *, clock: int) -> None:
+        """Draws whose rollout ended with round `clock`; they stay pending."""
+        self._record("arrived", draws, step, clock=clock)
 
     def trained(self, draws: Iterable[Draw], step: int) -> None:
         """Draws whose trees the learner used in `step`."""
@@ -197,14 +204,17 @@ class Ledger:
             "pending": list(self._pending),
         }
 
-    def _record(self, event: Event, draws: Iterable[Draw], step: int, reason: str = "") -> None:
+    def _record(
+        self, event: Event, draws: Iterable[Draw], step: int, reason: str = "", clock: int | None = None
+    ) -> None:
         if self._file is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._path.open("wb")
         for draw in draws:
             self._apply(event, draw.number, draw.address, reason)
             entry = {"event": event, "step": step, "draw": draw.number, "task": draw.address}
-            self._file.write(json.dumps(entry | ({"reason": reason} if reason else {})).encode() + b"\n")
+            more = ({"reason": reason} if reason else {}) | ({} if clock is None else {"clock": clock})
+            self._file.write(json.dumps(entry | more).encode() + b"\n")
         self._file.flush()
 
     def _apply(self, event: Event, number: int, address: str, reason: str) -> None:
@@ -215,6 +225,9 @@ class Ledger:
             self._last = number
             self._pending[number] = address
             self.num_drawn += 1
+        elif event == "arrived":
+            if number not in self._pending:
+                raise LedgerError(f"draw {number} ({address}) cannot have arrived: it is not pending")
         elif self._pending.pop(number, None) is None:
             fate = "already trained or dropped" if number <= self._last else "never drawn"
             raise LedgerError(f"draw {number} ({address}) cannot be {event}: it was {fate}")

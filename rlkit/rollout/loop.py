@@ -19,14 +19,17 @@ from rlkit.policy.base import Engine, Sampling
 from rlkit.records import ScoredTree, Task, Tree
 from rlkit.render import Renderer
 from rlkit.rollout.assemble import Path, assemble
+from rlkit.rollout.background import Background
 from rlkit.rollout.branching import Branching, play, with_trunks
 from rlkit.rollout.episode import Episode, Group
 from rlkit.rollout.ledger import Draw
+from rlkit.rollout.pace import Flight, Pace, Past, Segment
 
-__all__ = ["RolloutSettings", "Rollouts", "TreeScorer", "rollout_tree"]
+__all__ = ["Progress", "RolloutSettings", "Rollouts", "TreeScorer", "rollout_tree"]
 
 T = TypeVar("T")
 INDEPENDENT = Branching()
+BEGINNING = Past()
 
 
 async def rollout_tree(
@@ -43,13 +46,14 @@ async def rollout_tree(
     address: str | None = None,
     env_deadline_s: float = 300.0,
     branching: Branching = INDEPENDENT,
+    pace: Pace | None = None,
 ) -> Tree:
     """Sample one tree. What fails in an environment or engine is a leaf's status, never an exception.
 
     `max_path_tokens` is the context: no path is longer, prompt included. `sample_indices` replays some of the
     group's samples, alone but with the same draws. `address` stands for `task.id` in the address of those
     draws, where a task is rolled out more than once (see `Draw`). `env_deadline_s` is for one call of an
-    environment. `branching` lets samples share their first turns.
+    environment. `branching` lets samples share their first turns. `pace` makes them wait between rounds.
     """
     group = Group(
         task=task,
@@ -60,6 +64,7 @@ async def rollout_tree(
         max_completion_tokens=max_completion_tokens,
         max_path_tokens=max_path_tokens,
         env_deadline_s=env_deadline_s,
+        pace=pace,
     )
     indices = range(group_size) if sample_indices is None else sample_indices
     episodes = [Episode(group=group, sample_index=index) for index in with_trunks(indices, branching)]
@@ -108,6 +113,18 @@ class RolloutSettings:
     """Trees that are extended at the same time."""
     branching: Branching = INDEPENDENT
     """Which turns samples share."""
+    round_tokens: int = 128
+    """Tokens that a sample may draw in one round, where groups are advanced round by round."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """One round of one group."""
+
+    segments: tuple[Segment, ...]
+    """What was drawn in it."""
+    scored: ScoredTree | None
+    """The group, if it ended in this round."""
 
 
 class Rollouts:
@@ -118,39 +135,72 @@ class Rollouts:
         self.engine = engine
         self.renderer = renderer
         self.scorer = scorer
-        # One event loop for all of `collect`: locks of an engine belong to the loop they first ran in.
-        self._runner = asyncio.Runner()
+        self.background = Background()
+        self._flights: dict[int, Flight] = {}
+        self._places: dict[int, asyncio.Semaphore] = {}
 
     async def run(self, tasks: Sequence[Task | Draw], settings: RolloutSettings) -> list[ScoredTree]:
         """One scored tree per task, in order; a bare task stands for its first draw."""
         places = asyncio.Semaphore(settings.max_concurrent_groups)
         draws = [task if isinstance(task, Draw) else Draw(task=task) for task in tasks]
-        return await _together(self._tree(draw, settings, places) for draw in draws)
+        return await _together(self._scored(draw, settings, places) for draw in draws)
 
     def collect(self, tasks: Sequence[Task | Draw], settings: RolloutSettings) -> list[ScoredTree]:
         """`run`, for a caller without an event loop."""
-        return self._runner.run(self.run(tasks, settings))
+        return self.background.run(self.run(tasks, settings))
+
+    async def advance(self, draw: Draw, settings: RolloutSettings, past: Past = BEGINNING) -> Progress:
+        """One more round of a group; it begins with the first one, or where its `past` ended.
+
+        Between two rounds of all its groups the engine is at rest and takes new weights.
+        """
+        places = self._places.setdefault(
+            settings.max_concurrent_groups, asyncio.Semaphore(settings.max_concurrent_groups)
+        )
+        tree = None
+        async with places:
+            flight = self._flights.get(draw.number)
+            if flight is None:
+                pace = Pace(settings.round_tokens, past)
+                flight = Flight(lambda pace: self._tree(draw, settings, pace), pace)
+                self._flights[draw.number] = flight
+                for _ in range(past.rounds):
+                    tree = tree or await flight.round()
+            tree = tree or await flight.round()
+        if tree is None:
+            return Progress(segments=flight.pace.take(), scored=None)
+        del self._flights[draw.number]
+        return Progress(segments=flight.pace.take(), scored=await self.scorer.score(tree))
+
+    async def abandon(self, draw: Draw) -> None:
+        """Give up a group that was begun."""
+        if (flight := self._flights.pop(draw.number, None)) is not None:
+            await flight.abandon()
 
     def close(self) -> None:
         """End the reward processes and the event loop; the engine belongs to the caller."""
         self.scorer.close()
-        self._runner.close()
+        self.background.close()
 
-    async def _tree(self, draw: Draw, settings: RolloutSettings, places: asyncio.Semaphore) -> ScoredTree:
+    async def _scored(self, draw: Draw, settings: RolloutSettings, places: asyncio.Semaphore) -> ScoredTree:
         async with places:
-            tree = await rollout_tree(
-                draw.task,
-                envs=self.envs,
-                engine=self.engine,
-                renderer=self.renderer,
-                sampling=settings.sampling,
-                group_size=settings.group_size,
-                max_completion_tokens=settings.max_completion_tokens,
-                max_path_tokens=settings.max_path_tokens,
-                address=draw.address,
-                branching=settings.branching,
-            )
+            tree = await self._tree(draw, settings)
         return await self.scorer.score(tree)  # outside: the next tree is sampled meanwhile
+
+    async def _tree(self, draw: Draw, settings: RolloutSettings, pace: Pace | None = None) -> Tree:
+        return await rollout_tree(
+            draw.task,
+            envs=self.envs,
+            engine=self.engine,
+            renderer=self.renderer,
+            sampling=settings.sampling,
+            group_size=settings.group_size,
+            max_completion_tokens=settings.max_completion_tokens,
+            max_path_tokens=settings.max_path_tokens,
+            address=draw.address,
+            branching=settings.branching,
+            pace=pace,
+        )
 
 
 async def _together(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
