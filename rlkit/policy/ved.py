@@ -55,7 +55,7 @@ class VedSettings:
     gate: bool = True
     """False: every node with a child left passes."""
     expand_root: bool = True
-    """The root passes its gate always; False: it gets no child beyond the beam's, so no traversal spends a token there."""
+    """The root passes its gate always; False: it gets no child beyond the beam's, so no token goes there."""
     max_stall: int = 32
     """Traversals in a row that may add nothing."""
     leaf_values: Literal["own", "parent"] = "own"

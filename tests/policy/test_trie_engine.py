@@ -13,13 +13,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlkit.catalogue.items import Catalogue
 from rlkit.catalogue.trie import Trie
+from rlkit.data.packing import pack, uncredited
 from rlkit.errors import EngineError
+from rlkit.learner.gradient import score_rows
+from rlkit.learner.tree_policy import TreePolicy
 from rlkit.models.recommender import build_recommender
 from rlkit.models.value_head import add_value_head, chains
 from rlkit.policy.base import GrowRequest, Growth, Sampling
 from rlkit.policy.decoders import inclusion_logprob
 from rlkit.policy.trie_engine import TrieEngine
 from rlkit.policy.ved import VedSettings
+from rlkit.records import Leaf, Node, ScoredTree, Task
+from rlkit.rollout.assemble import Path as RunPath
+from rlkit.rollout.assemble import assemble
 
 NUM_ITEMS = 60
 Ids = np.ndarray
@@ -263,3 +269,22 @@ def test_what_cannot_be_grown_is_refused_with_its_reason(folder: Path, trie: Tri
     ):
         with pytest.raises(EngineError, match=reason):
             grow(engine, [bad])
+
+
+@pytest.mark.parametrize("scored", ["trie", "vocabulary"])
+def test_the_learner_scores_the_distribution_that_the_engine_recorded(scored: str, folder: Path, trie: Trie) -> None:
+    asked = requests(3, temperature=0.8)
+    engine = make(folder, trie, decoder="ved", scored=scored, ved=VedSettings(beam=2, budget=20))
+    trees = []
+    for request, growth in zip(asked, grow(engine, asked), strict=True):
+        keys = dict(enumerate(growth.nodes))
+        root = Node(parent=-1, author="prompt", token_ids=request.token_ids)
+        paths = [
+            RunPath(keys=(-1, *growth.path(i)), leaf=Leaf(node=-1, sample_index=i, status="done"))
+            for i in range(len(growth.candidates))
+        ]
+        trees.append(assemble(Task(id=request.task_id, question="?"), {-1: root, **keys}, paths, growth.search))
+    packed = pack([uncredited(ScoredTree(tree=tree, terms=())) for tree in trees], 64)
+    found = score_rows(TreePolicy(loaded(folder)), packed, [tree.num_tokens for tree in trees])
+    for tree, logprobs in zip(trees, found, strict=True):
+        assert logprobs[tree.policy_mask] == pytest.approx(tree.behavior_logprobs[tree.policy_mask], abs=5e-5)
