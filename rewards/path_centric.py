@@ -16,13 +16,17 @@ judge speaks of whole trajectories only; turns are always counted by the rules.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from rlkit.errors import RewardError
+from rlkit.judging import Endpoint
 from rlkit.records import Task, Trajectory
 from rlkit.reward import Score, contract
+from rlkit.rewards.path_judge import OnFailure, path_scores
 from rlkit.search.path import PlanSource
-from rlkit.search.scores import Case, PathScores, efficient, read_case, rule_scores
+from rlkit.search.scores import Case, PathScores, efficient, read_case
 from rlkit.tags import SEARCH_R1_TAGS, Tags
 from rlkit.text import normalize
 
@@ -114,10 +118,10 @@ def _bounds(**settings: Any) -> tuple[float, float]:
     return 0.0, 1.0 if settings.get("clip_path") else 1.2
 
 
-@contract(bounds=_bounds, invariant=("answer_order", "whitespace"))
+@contract(per_group=True, bounds=_bounds, invariant=("answer_order", "whitespace", "group_order"), fallback=True)
 def path_centric(
     task: Task,
-    trajectory: Trajectory,
+    trajectories: Sequence[Trajectory],
     *,
     path_mode: PathMode = "eq",
     self_track: bool = True,
@@ -129,11 +133,14 @@ def path_centric(
     allow_no_search: bool = False,
     gate: bool = True,
     turn_credit: bool = False,
+    judge: Endpoint | None = None,
+    on_failure: OnFailure = "rules",
     tags: Tags = SEARCH_R1_TAGS,
-) -> Score:
-    """R_path by the rules; 0 for a trajectory without answer or real search while `gate` is on (Algorithm 3).
+) -> list[Score | RewardError]:
+    """R_path by the rules or by `judge`; 0 without an answer or a real search while `gate` is on (Algorithm 3).
 
-    `max_plan` is the search budget B, above which a plan is average; `tags` are the environment's.
+    `max_plan` is the search budget B, above which a plan is average; `tags` are the environment's. `on_failure`: what
+    stands in for a judge without a verdict.
     """
     tracks = Tracks(
         path_mode=path_mode,
@@ -142,12 +149,23 @@ def path_centric(
         combine=combine,
         clip_path=clip_path,
     )
-    case = read_case(task, trajectory, tags, plan_source=plan_source, allow_no_search=allow_no_search)
-    scores = rule_scores(case, max_plan=max_plan)
-    reward = path_reward(scores, num_actions=case.num_actions, num_reference=case.num_reference, tracks=tracks)
-    paid = not gate or case.path.grade != "invalid"
-    turns = turn_gains(case, scores, tracks, len(trajectory.turns)) if turn_credit and paid else None
-    return Score(value=reward.value if paid else 0.0, turns=turns, measured=measure(case, scores, reward))
+    cases = [
+        read_case(task, trajectory, tags, plan_source=plan_source, allow_no_search=allow_no_search)
+        for trajectory in trajectories
+    ]
+    paid = [not gate or case.path.grade != "invalid" for case in cases]
+    found = path_scores(cases, trajectories, paid, judge=judge, on_failure=on_failure, max_plan=max_plan)
+    results: list[Score | RewardError] = []
+    for case, trajectory, pays, said in zip(cases, trajectories, paid, found, strict=True):
+        if isinstance(said, RewardError):
+            results.append(said)
+            continue
+        scores, counters = said
+        reward = path_reward(scores, num_actions=case.num_actions, num_reference=case.num_reference, tracks=tracks)
+        turns = turn_gains(case, scores, tracks, len(trajectory.turns)) if turn_credit and pays else None
+        measured = measure(case, scores, reward) | counters
+        results.append(Score(value=reward.value if pays else 0.0, turns=turns, measured=measured))
+    return results
 
 
 def _share(done: int, wanted: int) -> float:

@@ -8,24 +8,31 @@ The three terms are rewards of their own (`path_centric`, `soft_outcome`, `searc
 a recipe may also list them one by one. Where the paper contradicts itself, a setting decides, and its default is the
 main text: `path_mode`, `format_scale`, `plan_source` and the others below.
 
+With `judge`, a language model says the six numbers that the terms rest on (`path_judge`), once for each different
+trajectory that is not gated; otherwise, and where it fails, the rules do.
+
 Beside its value the reward measures, as terms of weight 0: `path`, `outcome` and `format` as they enter the sum (0
-where gated), the counts and tracks of `path_centric.measure`, and the shares `full`, `partial`, `invalid`.
+where gated), the counts and tracks of `path_centric.measure`, the shares `full`, `partial`, `invalid`, and the judge's
+counters (`rlkit.judging.Verdict.measured`).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rlkit.errors import RewardError
+from rlkit.judging import Endpoint
 from rlkit.records import Task, Trajectory
 from rlkit.reward import Score, contract
 from rlkit.rewards.path_centric import Combine, PathMode, Tracks, measure, path_reward, turn_gains
+from rlkit.rewards.path_judge import OnFailure, path_scores
 from rlkit.rewards.search_format import FormatMode, FormatScale, format_value, grades, is_gated
 from rlkit.rewards.soft_outcome import outcome_reward
 from rlkit.search.path import PlanSource
-from rlkit.search.scores import PLANNER, Case, PathScores, read_case, rule_scores
+from rlkit.search.scores import PLANNER, Case, PathScores, read_case
 from rlkit.settings import at_least
 from rlkit.tags import Tags
 
@@ -68,6 +75,10 @@ class SearchP1:
     """B, the search budget: the rules call a longer plan average."""
     turn_credit: bool = False
     """Speak of turns too: what each search added, in units of the total (`path_centric`)."""
+    judge: Endpoint | None = None
+    """Endpoint of a language model that scores the paths; null: the rules do."""
+    on_failure: OnFailure = "rules"
+    """Where the judge gives no verdict: `rules` lets the rules stand in (search_p1 §5.4), `fail` is a failed reward."""
     tags: Tags = field(default_factory=Tags)
     """Names of the tags; `${env.tags}` in a recipe."""
 
@@ -129,14 +140,37 @@ def _bounds(**settings: Any) -> tuple[float, float]:
     return 0.0, made.lambda_p * most_path + made.lambda_a + made.lambda_f * most_format
 
 
-@contract(bounds=_bounds, needs_answers=True, invariant=("answer_order", "whitespace"), monotone={"answer": "up"})
-def search_p1(task: Task, trajectory: Trajectory, **settings: Any) -> Score:
-    """Search-P1's total reward by the rules; its settings are those of `SearchP1`."""
+@contract(
+    per_group=True,
+    bounds=_bounds,
+    needs_answers=True,
+    invariant=("answer_order", "whitespace", "group_order"),
+    monotone={"answer": "up"},
+    fallback=True,
+)
+def search_p1(task: Task, trajectories: Sequence[Trajectory], **settings: Any) -> list[Score | RewardError]:
+    """Search-P1's total reward by the rules or by a judge; its settings are those of `SearchP1`."""
     if not task.answers:
         raise RewardError(f"task {task.id} has no accepted answers to compare with")
     made = SearchP1(**settings)
-    case = made.read(task, trajectory)
-    return total_reward(case, rule_scores(case, max_plan=made.max_plan), made, num_turns=len(trajectory.turns))
+    cases = [made.read(task, trajectory) for trajectory in trajectories]
+    found = path_scores(
+        cases,
+        trajectories,
+        [not made.gated(case) for case in cases],
+        judge=made.judge,
+        on_failure=made.on_failure,
+        max_plan=made.max_plan,
+    )
+    totals: list[Score | RewardError] = []
+    for case, trajectory, said in zip(cases, trajectories, found, strict=True):
+        if isinstance(said, RewardError):
+            totals.append(said)
+            continue
+        scores, counters = said
+        score = total_reward(case, scores, made, num_turns=len(trajectory.turns))
+        totals.append(replace(score, measured={**score.measured, **counters}))
+    return totals
 
 
 search_p1.Config = SearchP1  # type: ignore[attr-defined]

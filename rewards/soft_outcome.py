@@ -12,10 +12,12 @@ from collections.abc import Sequence
 
 from rlkit import text
 from rlkit.errors import RewardError
+from rlkit.judging import Endpoint
 from rlkit.records import Task, Trajectory
-from rlkit.reward import contract
+from rlkit.reward import Score, contract
+from rlkit.rewards.path_judge import OnFailure, path_scores
 from rlkit.search.path import PlanSource
-from rlkit.search.scores import PathScores, read_case, rule_scores
+from rlkit.search.scores import PathScores, read_case
 from rlkit.tags import SEARCH_R1_TAGS, Tags
 
 __all__ = ["outcome_reward", "soft_outcome"]
@@ -32,24 +34,50 @@ def outcome_reward(
     return alpha * scores.outcome_accuracy_score + (1 - alpha) * scores.outcome_reasoning_score
 
 
-@contract(bounds=(0.0, 1.0), needs_answers=True, invariant=("answer_order", "whitespace"), monotone={"answer": "up"})
+@contract(
+    per_group=True,
+    bounds=(0.0, 1.0),
+    needs_answers=True,
+    invariant=("answer_order", "whitespace", "group_order"),
+    monotone={"answer": "up"},
+    fallback=True,
+)
 def soft_outcome(
     task: Task,
-    trajectory: Trajectory,
+    trajectories: Sequence[Trajectory],
     *,
     alpha: float = 0.8,
     soft: bool = True,
     plan_source: PlanSource = "first_reasoning",
     allow_no_search: bool = False,
     gate: bool = True,
+    judge: Endpoint | None = None,
+    on_failure: OnFailure = "rules",
     tags: Tags = SEARCH_R1_TAGS,
-) -> float:
-    """R_outcome by the rules; 0 for a trajectory without answer or real search while `gate` is on (Algorithm 3)."""
+) -> list[Score | RewardError]:
+    """R_outcome by the rules or by `judge`; 0 without an answer or a real search while `gate` is on (Algorithm 3).
+
+    The judge is asked about wrong answers only: a right one is worth 1 whatever it says. `on_failure`: what stands in
+    for a judge without a verdict.
+    """
     if not task.answers:
         raise RewardError(f"task {task.id} has no accepted answers to compare with")
     if not 0 <= alpha <= 1:
         raise RewardError(f"alpha: {alpha} is not in [0, 1]")
-    case = read_case(task, trajectory, tags, plan_source=plan_source, allow_no_search=allow_no_search)
-    if gate and case.path.grade == "invalid":
-        return 0.0
-    return outcome_reward(case.path.answer, task.answers, rule_scores(case), alpha=alpha, soft=soft)
+    cases = [
+        read_case(task, trajectory, tags, plan_source=plan_source, allow_no_search=allow_no_search)
+        for trajectory in trajectories
+    ]
+    paid = [not gate or case.path.grade != "invalid" for case in cases]
+    right = [text.best(text.exact, case.path.answer or "", task.answers) > 0 for case in cases]
+    ask = [soft and pays and not exact for pays, exact in zip(paid, right, strict=True)]
+    found = path_scores(cases, trajectories, ask, judge=judge, on_failure=on_failure)
+    results: list[Score | RewardError] = []
+    for case, pays, said in zip(cases, paid, found, strict=True):
+        if isinstance(said, RewardError):
+            results.append(said)
+            continue
+        scores, counters = said
+        value = outcome_reward(case.path.answer, task.answers, scores, alpha=alpha, soft=soft) if pays else 0.0
+        results.append(Score(value=value, measured=counters))
+    return results

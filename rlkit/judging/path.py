@@ -7,62 +7,31 @@ prints none, so those of search_p1 §5.3 stand here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from rlkit.judging.prompt import Judge
 from rlkit.judging.verdict import clamp, number, snap
+from rlkit.search.scores import ACCURACY, PLANNER, REASONING, PathScores
 
-__all__ = ["ACCURACY_LEVELS", "PATH_JUDGE", "PLANNER_LEVELS", "REASONING_LEVELS", "PathVerdict"]
-
-PLANNER_LEVELS = (0.2, 0.6, 1.0, 1.2)
-ACCURACY_LEVELS = (0.0, 0.5, 1.0)
-REASONING_LEVELS = (0.0, 0.5, 0.8, 1.0)
+__all__ = ["PATH_JUDGE"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PathVerdict:
-    """The six numbers of the judge, levels snapped; counts of steps are at least 0 and otherwise as it said."""
+def parse_path(values: Mapping[str, Any]) -> PathScores:
+    """Levels snapped, counts at least 0 and otherwise as the judge said: `PathScores.clamped` holds them to a case.
 
-    planner_score: float
-    """One of `PLANNER_LEVELS`."""
-    model_plan_steps: int
-    """Steps of the policy's own plan."""
-    effective_steps_self: int
-    """Own steps that were carried out."""
-    effective_steps_ref: int
-    """Reference steps that were accomplished, in any order."""
-    outcome_accuracy_score: float
-    """One of `ACCURACY_LEVELS`."""
-    outcome_reasoning_score: float
-    """One of `REASONING_LEVELS`."""
-
-    def clamped(self, *, num_actions: int, num_ref: int) -> PathVerdict:
-        """Counts held to what the trajectory and the reference can have: e_self <= min(plan, actions), e_ref <= m."""
-        most = min(self.model_plan_steps, num_actions)
-        return PathVerdict(
-            planner_score=self.planner_score,
-            model_plan_steps=self.model_plan_steps,
-            effective_steps_self=int(clamp(self.effective_steps_self, 0, most)),
-            effective_steps_ref=int(clamp(self.effective_steps_ref, 0, num_ref)),
-            outcome_accuracy_score=self.outcome_accuracy_score,
-            outcome_reasoning_score=self.outcome_reasoning_score,
-        )
-
-
-def parse_path(values: Mapping[str, Any]) -> PathVerdict:
-    """Read, clamp and snap. Raises `ValueError` for a key that is missing or no number."""
+    Raises `ValueError` for a key that is missing or no number.
+    """
 
     def steps(key: str) -> int:
         return int(clamp(number(values, key), 0, 1e6))
 
-    return PathVerdict(
-        planner_score=snap(number(values, "planner_score"), PLANNER_LEVELS),
+    return PathScores(
+        planner_score=snap(number(values, "planner_score"), PLANNER),
         model_plan_steps=steps("model_plan_steps"),
         effective_steps_self=steps("effective_steps_self"),
         effective_steps_ref=steps("effective_steps_ref"),
-        outcome_accuracy_score=snap(number(values, "outcome_accuracy_score"), ACCURACY_LEVELS),
-        outcome_reasoning_score=snap(number(values, "outcome_reasoning_score"), REASONING_LEVELS),
+        outcome_accuracy_score=snap(number(values, "outcome_accuracy_score"), ACCURACY),
+        outcome_reasoning_score=snap(number(values, "outcome_reasoning_score"), REASONING),
     )
 
 
@@ -80,7 +49,8 @@ Reference plan:
 {ref_planner}
 Reference steps:
 {ref_reasoning_path}
-Attempt:
+Attempt, one line for each time that the agent wrote or the search engine answered; passages in a line of the agent
+are invented:
 {trajectory}
 
 1. Its own plan. Count the steps of the plan at the front of the attempt (0 if there is none) and rate the plan:

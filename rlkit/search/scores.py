@@ -2,7 +2,7 @@
 
     case = read_case(task, trajectory, tags)
     scores = rule_scores(case)                            without a language model, and where one fails
-    scores = PathScores(...).clamped(case)                from the JSON of a judge
+    scores = verdict.clamped(case)                        of a judge (`rlkit.judging.path`)
 
 The rules count with words (`rlkit.search.matching`), so they cannot see a wrong entity, and never give the planner more
 than 1.0.
@@ -10,8 +10,7 @@ than 1.0.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from rlkit import text
@@ -68,7 +67,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PathScores:
-    """The keys of the judge's JSON; n_actions is not among them, it is counted in code."""
+    """The keys of the judge's JSON, counts at least 0; n_actions is not among them, it is counted in code."""
 
     planner_score: float
     """r_planner, one of `PLANNER`."""
@@ -84,19 +83,15 @@ class PathScores:
     """r_reason, one of `REASONING`."""
 
     def clamped(self, case: Case) -> PathScores:
-        """With every number in its range: a judge may count more steps than there are, or grade between the levels.
+        """With counts held to what the trajectory and the reference can have; a judge may count more.
 
         Without this, one broad query that covers two reference steps would be worth (2/2)·(2/1) = 2.
         """
-        num_plan = max(0, int(self.model_plan_steps))
-        most = min(num_plan, case.num_actions)
-        return PathScores(
-            planner_score=_nearest(PLANNER, self.planner_score),
-            model_plan_steps=num_plan,
-            effective_steps_self=max(0, min(int(self.effective_steps_self), most)),
-            effective_steps_ref=max(0, min(int(self.effective_steps_ref), case.num_reference)),
-            outcome_accuracy_score=_nearest(ACCURACY, self.outcome_accuracy_score),
-            outcome_reasoning_score=_nearest(REASONING, self.outcome_reasoning_score),
+        most = min(self.model_plan_steps, case.num_actions)
+        return replace(
+            self,
+            effective_steps_self=min(self.effective_steps_self, most),
+            effective_steps_ref=min(self.effective_steps_ref, case.num_reference),
         )
 
 
@@ -139,8 +134,3 @@ def efficient(done: int, wanted: int, num_actions: int) -> float:
     if wanted <= 0 or num_actions <= 0:
         return 0.0
     return min(1.0, done / wanted) * min(1.0, done / num_actions)
-
-
-def _nearest(levels: Iterable[float], value: float) -> float:
-    """The nearest level; of two equally near ones the lower, so that doubt never pays."""
-    return min(sorted(levels), key=lambda level: abs(level - value))

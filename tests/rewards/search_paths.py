@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from rlkit.records import Task, Trajectory
+from rlkit.reward import Score
 from rlkit.tags import NOTHING_FOUND, Tags
 from tests.rewards.paths import path
 
@@ -17,6 +19,13 @@ def asked(*steps: str, answers: Sequence[str] = ("Ulm",), question: str = "Where
     """A task with these reference steps."""
     data = {"reference": {"ref_steps": list(steps)}} if steps else {}
     return Task(id="t", question=question, answers=tuple(answers), data=data)
+
+
+def alone(reward: Callable[..., list[Any]], task: Task, trajectory: Trajectory, **settings: Any) -> Score:
+    """What a reward of groups says of a group of one."""
+    (score,) = reward(task, [trajectory], **settings)
+    assert isinstance(score, Score), score
+    return score
 
 
 def searched(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from rlkit.errors import RecipeError, RewardError
+from rlkit.judging.path import PATH_JUDGE
 from rlkit.plugins import PluginSection, config_of
 from rlkit.records import Task
 from rlkit.reward import Score, contract_of
@@ -21,7 +22,7 @@ from rlkit.search.references import Reference
 from rlkit.search.scores import Case, PathScores, rule_scores
 from rlkit.settings import build
 from tests.rewards.paths import path
-from tests.rewards.search_paths import NOTHING, P1, O, asked, searched
+from tests.rewards.search_paths import NOTHING, P1, O, alone, asked, searched
 
 STEPS = ("Albert Einstein birthplace", "Albert Einstein Nobel Prize year")
 
@@ -127,14 +128,15 @@ def test_strict_format_pays_full_only_and_none_still_wants_an_answer() -> None:
 
 
 def test_what_a_judge_says_is_brought_into_its_range() -> None:
-    wild = PathScores(
-        planner_score=0.9,
-        model_plan_steps=-3,
-        effective_steps_self=9,
-        effective_steps_ref=7,
-        outcome_accuracy_score=0.75,
-        outcome_reasoning_score=0.66,
-    ).clamped(case("full", "Bern", 1, 2))
+    said = {
+        "planner_score": 0.9,
+        "model_plan_steps": -3,
+        "effective_steps_self": 9,
+        "effective_steps_ref": 7,
+        "outcome_accuracy_score": 0.75,
+        "outcome_reasoning_score": 0.66,
+    }
+    wild = PATH_JUDGE.parse(said).clamped(case("full", "Bern", 1, 2))
     # 0.75 is as near to 0.5 as to 1: the lower one.
     assert (wild.planner_score, wild.outcome_accuracy_score, wild.outcome_reasoning_score) == (1.0, 0.5, 0.8)
     assert (wild.model_plan_steps, wild.effective_steps_self, wild.effective_steps_ref) == (0, 0, 2)
@@ -152,7 +154,7 @@ def test_a_judge_that_calls_a_wrong_answer_right_stays_in_the_soft_branch() -> N
 
 def run(*queries: str, settings: dict[str, Any] | None = None, steps: tuple[str, ...] = STEPS, **given: Any) -> Score:
     task = asked(*steps)
-    return search_p1(task, searched(*queries, task=task, **given), tags=P1, **(settings or {}))
+    return alone(search_p1, task, searched(*queries, task=task, **given), tags=P1, **(settings or {}))
 
 
 def test_an_ideal_path_is_worth_one() -> None:
@@ -204,7 +206,7 @@ def test_a_right_answer_without_a_search_is_worth_nothing_unless_allowed() -> No
 )
 def test_a_trajectory_without_answer_or_real_search_is_worth_nothing(parts: list[str], why: str) -> None:
     task = asked(*STEPS)
-    found = search_p1(task, path(*parts, task=task), tags=P1, turn_credit=True)
+    found = alone(search_p1, task, path(*parts, task=task), tags=P1, turn_credit=True)
     assert (found.value, found.turns) == (0.0, None)
     assert found.measured["invalid"] == 1.0 and found.measured["outcome"] == 0.0
 
@@ -212,7 +214,7 @@ def test_a_trajectory_without_answer_or_real_search_is_worth_nothing(parts: list
 def test_a_search_that_found_nothing_is_an_action_but_not_a_step() -> None:
     task = asked("x")
     parts = ["m:<reasoning>1. x</reasoning><tool_call>x</tool_call>", NOTHING, "m:<answer>Ulm</answer>"]
-    found = search_p1(task, path(*parts, task=task), tags=P1)
+    found = alone(search_p1, task, path(*parts, task=task), tags=P1)
     assert (found.measured["n_actions"], found.measured["n_exec"], found.measured["n_covered"]) == (1, 0, 0)
     assert found.value == pytest.approx(0.7)
 
@@ -261,10 +263,10 @@ def test_the_rules_grade_the_reasoning_by_the_reference(covered: int, reasoning:
 
 def test_any_accepted_answer_is_right_and_containment_is_not_exact() -> None:
     task = asked(*STEPS, answers=("Bern", "Ulm"))
-    assert search_p1(task, searched(*STEPS, task=task), tags=P1).measured["outcome"] == 1.0
+    assert alone(search_p1, task, searched(*STEPS, task=task), tags=P1).measured["outcome"] == 1.0
     wordy = searched(*STEPS, task=task, answer="It was Ulm")
-    assert search_p1(task, wordy, tags=P1).measured["outcome"] == 1.0  # 0.8·1 + 0.2·1: S_ref is 1
-    assert search_p1(task, wordy, tags=P1, soft_outcome=False).measured["outcome"] == 0.0
+    assert alone(search_p1, task, wordy, tags=P1).measured["outcome"] == 1.0  # 0.8·1 + 0.2·1: S_ref is 1
+    assert alone(search_p1, task, wordy, tags=P1, soft_outcome=False).measured["outcome"] == 0.0
 
 
 def test_three_rewards_in_a_recipe_add_up_to_the_whole() -> None:
@@ -277,11 +279,11 @@ def test_three_rewards_in_a_recipe_add_up_to_the_whole() -> None:
         task = asked(*STEPS)
         trajectory = searched(*queries, task=task, **given)  # type: ignore[arg-type]
         apart = (
-            0.3 * path_centric(task, trajectory, tags=P1).value
-            + 0.6 * soft_outcome(task, trajectory, tags=P1)
+            0.3 * alone(path_centric, task, trajectory, tags=P1).value
+            + 0.6 * alone(soft_outcome, task, trajectory, tags=P1).value
             + 0.1 * search_format(task, trajectory, tags=P1).value
         )
-        assert apart == pytest.approx(search_p1(task, trajectory, tags=P1).value)
+        assert apart == pytest.approx(alone(search_p1, task, trajectory, tags=P1).value)
 
 
 def test_turns_get_what_they_added_and_add_up_to_the_path() -> None:
@@ -297,7 +299,7 @@ def test_turns_get_what_they_added_and_add_up_to_the_path() -> None:
 
 def test_other_tag_names_are_other_words() -> None:
     task = asked(*STEPS)
-    assert search_p1(task, searched(*STEPS, task=task)).value == 0.0
+    assert alone(search_p1, task, searched(*STEPS, task=task)).value == 0.0
 
 
 def test_a_task_without_answers_is_an_error_and_not_a_zero() -> None:
@@ -305,7 +307,7 @@ def test_a_task_without_answers_is_an_error_and_not_a_zero() -> None:
     for reward in (search_p1, soft_outcome):
         assert contract_of(reward).needs_answers
         with pytest.raises(RewardError, match="no accepted answers"):
-            reward(task, searched(*STEPS, task=task))
+            reward(task, [searched(*STEPS, task=task)])
 
 
 @pytest.mark.parametrize(

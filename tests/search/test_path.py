@@ -13,7 +13,7 @@ from rlkit.rewards.search_p1 import search_p1
 from rlkit.search.path import SearchPath, numbered_items, parse_path
 from rlkit.tags import SEARCH_FAILED
 from tests.rewards.paths import path
-from tests.rewards.search_paths import NOTHING, P1, O, asked
+from tests.rewards.search_paths import NOTHING, P1, O, alone, asked
 
 R = "m:<reasoning>r</reasoning>"
 
@@ -142,7 +142,7 @@ def test_thousands_of_calls_are_read_and_scored_at_once() -> None:
         parts += [f"m:<tool_call>fact {number}</tool_call>", O]
     long = path(*parts, "m:<answer>Ulm</answer>")
     start = time.perf_counter()
-    found = search_p1(asked("fact 7"), long, tags=P1)
+    found = alone(search_p1, asked("fact 7"), long, tags=P1)
     assert time.perf_counter() - start < 5  # the deadline of a reward
     # An exact answer, one of 3000 searches needed: the path is worth next to nothing.
     assert found.measured["n_actions"] == 3000
@@ -160,7 +160,7 @@ TASK = asked("x y")
 def hostile(parts: list[str], source: str) -> None:
     """Nothing crashes, nothing said by the environment is read as the policy's, and no search means no pay."""
     trajectory = path(*parts, task=TASK)
-    found = search_p1(TASK, trajectory, tags=P1, plan_source=source)
+    found = alone(search_p1, TASK, trajectory, tags=P1, plan_source=source)
     assert 0.0 <= found.value <= 1.06 + 1e-12
     read = parse_path(trajectory, P1, plan_source=source)  # type: ignore[arg-type]
     written = "".join(part[2:] for part in parts if part.startswith("m:"))
