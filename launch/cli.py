@@ -93,6 +93,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     found["rescore"].add_argument("--json", type=Path, metavar="FILE", help="also write every number to a file")
     _add_planner(commands, found)
     _add_submit(commands, found)
+    _add_plan(commands, found)
     found["doctor"] = commands.add_parser("doctor", help="check this machine and say what to fix")
     return parser, found
 
@@ -127,6 +128,20 @@ def _add_submit(commands: Any, found: dict[str, argparse.ArgumentParser]) -> Non
     parser.add_argument("--memory", default="64Gi", help="kuberay: memory of one node (64Gi)")
     parser.add_argument("--working-dir", metavar="URI", help="kuberay: archive with the recipe; without it: the image")
     parser.add_argument("--time", default="24:00:00", help="slurm: longest duration (24:00:00)")
+
+
+def _add_plan(commands: Any, found: dict[str, argparse.ArgumentParser]) -> None:
+    summary = "predict step time, memory, staleness and the best split on machines that need not be here"
+    parser = found["plan"] = commands.add_parser("plan", help=summary, description=summary)
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings that win over the file")
+    parser.add_argument("--cluster", required=True, metavar="FLEET", help="8xH100, or 4x8xH100 for four nodes")
+    parser.add_argument("--model", metavar="SIZE", help="sizes of another model: 1.5b, 7b, 8b, 14b, 32b or 70b")
+    parser.add_argument("--completion", type=float, metavar="TOKENS", help="mean sampled tokens of a trajectory")
+    parser.add_argument("--prompt", type=float, metavar="TOKENS", help="tokens that a group shares")
+    parser.add_argument("--spread", type=float, default=0.6, help="standard deviation / mean of completions (0.6)")
+    parser.add_argument("--wait", type=float, default=0.0, metavar="S", help="seconds of tools per trajectory (0)")
+    parser.add_argument("--from", dest="run", type=Path, metavar="RUN", help="lengths that a run of it measured")
 
 
 def _command(arguments: list[str], commands: dict[str, argparse.ArgumentParser]) -> tuple[str, list[str]]:
@@ -274,6 +289,25 @@ def _submit(arguments: argparse.Namespace) -> int:
     return submit(resolved, arguments.overrides, target, dry=arguments.dry)
 
 
+def _plan(arguments: argparse.Namespace) -> int:
+    from rlkit.forecast.hardware import parse_fleet
+
+    fleet = parse_fleet(arguments.cluster)
+    run = _folder(arguments.run) if arguments.run else None
+    resolved = _load(arguments)
+    from rlkit.launch.plan import Assumed, plan
+
+    assumed = Assumed(
+        model=arguments.model,
+        completion=arguments.completion,
+        prompt=arguments.prompt,
+        spread=arguments.spread,
+        waits_s=arguments.wait,
+    )
+    print(plan(resolved.recipe, fleet, assumed, run))
+    return 0
+
+
 def _doctor(_: argparse.Namespace) -> int:
     from rlkit.launch.doctor import main as doctor
 
@@ -298,5 +332,6 @@ HANDLERS: dict[str, Callable[[argparse.Namespace], int]] = {
     "rescore": _rescore,
     "plan-references": _plan_references,
     "submit": _submit,
+    "plan": _plan,
     "doctor": _doctor,
 }

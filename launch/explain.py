@@ -24,7 +24,7 @@ from rlkit.models.pretrained import resolve_model
 from rlkit.recipe import Recipe
 from rlkit.retriever import Retrieval
 
-__all__ = ["ModelFacts", "explanation", "sharing_bound"]
+__all__ = ["ModelFacts", "explanation", "prompt_tokens", "sharing_bound"]
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 CHARS_PER_TOKEN = 4
@@ -43,6 +43,8 @@ class ModelFacts:
     kv_width: int
     """Key and value numbers per token and layer."""
     vocabulary: int
+    tied: bool = True
+    """Whether the output head is the embedding."""
 
     @classmethod
     def of(cls, folder: Path) -> ModelFacts:
@@ -62,6 +64,7 @@ class ModelFacts:
             hidden=config["hidden_size"],
             kv_width=2 * config.get("num_key_value_heads", heads) * head_width,
             vocabulary=config["vocab_size"],
+            tied=bool(config.get("tie_word_embeddings", False)),
         )
 
 
@@ -157,7 +160,7 @@ def _memory(recipe: Recipe, model: ModelFacts) -> Iterator[str]:
 
 def _tokens(recipe: Recipe) -> Iterator[str]:
     rollout = recipe.rollout
-    prompt, source = _prompt_tokens(recipe)
+    prompt, source = prompt_tokens(recipe)
     if prompt is None:
         yield f"unknown prompt: {source}"
         return
@@ -174,7 +177,7 @@ def sharing_bound(prompt: int, completion: int, group: int) -> float:
     return group * (prompt + completion) / (prompt + group * completion)
 
 
-def _prompt_tokens(recipe: Recipe) -> tuple[int | None, str]:
+def prompt_tokens(recipe: Recipe) -> tuple[int | None, str]:
     """Length of the first training task's prompt and how it was counted; None and why it was not."""
     try:
         task = recipe.task.load()(recipe.task.settings).tasks("train")[0]
