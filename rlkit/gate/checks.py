@@ -249,11 +249,9 @@ class _Trial:
         seen: set[float] = set()
         hits = 0
         for probe in self.probes:
-            fresh = transcript(
-                replace(probe.task, id=f"{probe.task.id} under faults"),
-                *(self._all(padded_reasoning(3, self.tags), probe)),  # no cache has seen this text
-            )
-            for outcome, path in zip(self.ask_under_faults(fresh), self._paths(fresh), strict=True):
+            task = replace(probe.task, id=f"{probe.task.id} under faults")
+            for path in self._all(padded_reasoning(3, self.tags), probe):  # no cache has seen this text
+                (outcome,) = self.ask_under_faults(transcript(task, path))  # alone, so that the faults are its own
                 value = _total(outcome)
                 if not outcome.measured.get("faults") or value is None:
                     hits += any("timed out" in error or "no answer" in error for error in outcome.errors.values())
@@ -261,7 +259,7 @@ class _Trial:
                 hits += 1
                 if not self.contract.fallback:
                     note = f"a service timed out and the reward was {value:.4g} instead of a failure"
-                    raise _Refuted("timeout", note, _shown(path, probe.task))
+                    raise _Refuted("timeout", note, _shown(path, task))
                 seen.add(round(value, 9))
         if self.contract.fallback and hits > 1 and len(seen) == 1:
             raise _Refuted("timeout", f"its fallback says {seen.pop():.4g} whatever the trajectory")

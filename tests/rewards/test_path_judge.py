@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from rlkit.errors import RewardError
+from rlkit.gate import check_rewards
 from rlkit.judging import Endpoint
 from rlkit.metrics import finalise, rollout_metrics
 from rlkit.records import ScoredTree
@@ -160,6 +161,23 @@ def test_the_failure_rate_is_logged_over_those_that_were_asked_about(serve: Serv
     assert logged["reward/search_p1/judge_failed/mean"] == 0.5  # one of two; the gated one was not asked about
     assert logged["reward/search_p1/judge_requests/mean"] == 1.5  # broken JSON is asked about twice
     assert logged["reward/search_p1/failed"] == 0.0
+
+
+def test_the_gate_accepts_both_ways_to_treat_a_judge_that_does_not_answer() -> None:
+    specs = [
+        RewardSpec(
+            name=f"{kind} {on_failure}",
+            spec=f"rlkit.rewards.{kind}:{kind}",
+            settings={"judge": at("http://127.0.0.1:9/v1"), "on_failure": on_failure},
+            deadline_s=20.0,
+        )
+        for kind in ("search_p1", "path_centric", "soft_outcome")
+        for on_failure in ("rules", "fail")
+    ]
+    for report in check_rewards(specs, allow=["127.0.0.1:9"]):
+        assert not report.refuted, str(report)
+        verdicts = {finding.check: finding.verdict for finding in report.findings}
+        assert verdicts["timeout"] == "passed", str(report)
 
 
 def test_what_the_policy_wrote_cannot_pose_as_an_observation() -> None:
