@@ -39,6 +39,7 @@ setup(
         ],
         "retrieval": ["faiss-cpu>=1.15", "networkx>=3.6", "scikit-learn>=1.9"],  # the retriever `hybrid`
         "cluster": ["ray[default]==2.60.*"],  # [default] brings `ray job submit` and the dashboard
+        "sweep": ["ray[tune]==2.60.*", "optuna>=5"],
         "deepspeed": ["deepspeed>=0.19"],
         "vllm": ["vllm>=0.32"],  # in an environment of its own: it needs an older transformers than [train]
         "tensorboard": ["tensorboard>=2.20"],

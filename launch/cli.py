@@ -94,6 +94,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     _add_planner(commands, found)
     _add_submit(commands, found)
     _add_plan(commands, found)
+    _add_sweep(commands, found)
     found["doctor"] = commands.add_parser("doctor", help="check this machine and say what to fix")
     return parser, found
 
@@ -142,6 +143,17 @@ def _add_plan(commands: Any, found: dict[str, argparse.ArgumentParser]) -> None:
     parser.add_argument("--spread", type=float, default=0.6, help="standard deviation / mean of completions (0.6)")
     parser.add_argument("--wait", type=float, default=0.0, metavar="S", help="seconds of tools per trajectory (0)")
     parser.add_argument("--from", dest="run", type=Path, metavar="RUN", help="lengths that a run of it measured")
+
+
+def _add_sweep(commands: Any, found: dict[str, argparse.ArgumentParser]) -> None:
+    summary = "run a recipe with many settings; beaten ones are stopped early; started again it goes on"
+    parser = found["sweep"] = commands.add_parser("sweep", help=summary, description=summary)
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe")
+    parser.add_argument("grid", type=Path, metavar="GRID", help="a YAML file: vary, seeds, search, stop")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings of all arms")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the sweep's folder (runs/sweeps/GRID)")
+    parser.add_argument("--concurrent", type=int, default=0, metavar="N", help="trials at a time (as many as fit)")
+    parser.add_argument("--dry", action="store_true", help="only list the arms and what they would take")
 
 
 def _command(arguments: list[str], commands: dict[str, argparse.ArgumentParser]) -> tuple[str, list[str]]:
@@ -308,6 +320,17 @@ def _plan(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _sweep(arguments: argparse.Namespace) -> int:
+    if not arguments.grid.is_file():
+        near = [str(path) for path in arguments.grid.parent.glob("*.yaml")]
+        raise RlkitError(f"no grid file '{arguments.grid}'{nearest(str(arguments.grid), near[:20])}")
+    resolved = _load(arguments) if arguments.dry else _load_to_run(arguments)
+    from rlkit.launch.sweep import sweep
+
+    out = arguments.out or Path("runs/sweeps") / arguments.grid.stem
+    return sweep(resolved, arguments.overrides, arguments.grid, out, concurrent=arguments.concurrent, dry=arguments.dry)
+
+
 def _doctor(_: argparse.Namespace) -> int:
     from rlkit.launch.doctor import main as doctor
 
@@ -333,5 +356,6 @@ HANDLERS: dict[str, Callable[[argparse.Namespace], int]] = {
     "plan-references": _plan_references,
     "submit": _submit,
     "plan": _plan,
+    "sweep": _sweep,
     "doctor": _doctor,
 }

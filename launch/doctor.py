@@ -26,6 +26,7 @@ __all__ = ["Finding", "diagnose", "main"]
 DISTRIBUTION = "rlkit-tree"
 REQUIRED_EXTRAS = ("train", "cluster")
 OPTIONAL_FIXES = {
+    "sweep": ".venv/bin/pip install -c constraints.txt -e '.[sweep]'",
     "deepspeed": ".venv/bin/pip install -c constraints.txt -e '.[deepspeed]'",
     "tensorboard": ".venv/bin/pip install -c constraints.txt -e '.[tensorboard]'",
     "wandb": ".venv/bin/pip install -c constraints.txt -e '.[wandb]'",

@@ -18,7 +18,7 @@ from rlkit.recipe import Recipe
 if TYPE_CHECKING:  # torch and transformers are imported when a run starts, not when a recipe is read
     from rlkit.train import Parts
 
-__all__ = ["evaluate_recipe", "run_recipe"]
+__all__ = ["evaluate_recipe", "run_parts", "run_recipe"]
 
 GATE_TASKS = 2
 """Tasks of the recipe that its rewards are tried on."""
@@ -33,7 +33,7 @@ def run_recipe(resolved: Resolved) -> int:
     out = Path(resolved.recipe.out)
     with locked(out):
         refuse_other_recipe(resolved, out)
-        with _parts(resolved) as parts:
+        with run_parts(resolved) as parts:
             train(parts)
         print(f"report: {write_report(out)}")
     return 0
@@ -43,7 +43,7 @@ def evaluate_recipe(resolved: Resolved, checkpoint: Path | None) -> int:
     """Evaluate the recipe's model, or a checkpoint, on its held-out tasks; prints every number with its interval."""
     from rlkit.evaluate import evaluate
 
-    with locked(Path(resolved.recipe.out) / "eval"), _parts(resolved, checkpoint=checkpoint, log=False) as parts:
+    with locked(Path(resolved.recipe.out) / "eval"), run_parts(resolved, checkpoint=checkpoint, log=False) as parts:
         parts.sync.push(parts.learner)
         trees, metrics = evaluate(resolved.recipe, parts.rollouts, parts.held_out, version=parts.learner.version)
         parts.recorder.trees(0, trees, phase="eval")
@@ -72,7 +72,7 @@ def weights_folder(start: str) -> Path:
 
 
 @contextmanager
-def _parts(resolved: Resolved, *, checkpoint: Path | None = None, log: bool = True) -> Iterator[Parts]:
+def run_parts(resolved: Resolved, *, checkpoint: Path | None = None, log: bool = True) -> Iterator[Parts]:
     """Everything the loop needs, closed again afterwards."""
     from rlkit.models.pretrained import OFFLINE, resolve_model
 

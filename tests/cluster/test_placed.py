@@ -27,6 +27,7 @@ from rlkit.rollout.ledger import TaskStream  # noqa: E402
 from rlkit.rollout.loop import RolloutSettings  # noqa: E402
 
 pytestmark = pytest.mark.ray
+LONG = pytest.mark.skipif(os.environ.get("RLKIT_LONG") != "1", reason="a minute or two on two cores; RLKIT_LONG=1")
 ROOT = Path(__file__).parent.parent.parent
 SETTINGS = RolloutSettings(
     group_size=4, max_completion_tokens=12, max_path_tokens=512, sampling=Sampling(), max_concurrent_groups=2
@@ -64,6 +65,7 @@ def where(actors: list[Any]) -> list[str]:
     return [groups[node] for node in ray.get(calls)]
 
 
+@LONG
 @pytest.mark.slow
 def test_bundles_keep_ranks_and_workers_on_their_nodes_and_a_killed_node_is_replaced(
     raylets: RayCluster, model: Path
@@ -110,6 +112,7 @@ def _nodes_of(group: str) -> set[str]:
     }
 
 
+@LONG
 @pytest.mark.slow
 def test_what_a_cluster_lacks_is_said_before_a_worker_starts(raylets: RayCluster) -> None:
     assert sorted(node.cpus for node in nodes()) == [0, 2, 2]
