@@ -24,7 +24,11 @@ setup(
     author="rlkit authors",
     python_requires=">=3.11",
     packages=find_packages(include=["rlkit", "rlkit.*"]),  # follows the links; each folder has an __init__.py
-    package_data={"rlkit": ["py.typed", "**/assets/*"], "rlkit.recipes": ["**/*.yaml"], "rlkit.launch": ["templates/*"]},
+    package_data={
+        "rlkit": ["py.typed", "**/assets/*"],
+        "rlkit.recipes": ["**/*.yaml"],
+        "rlkit.launch": ["templates/*"],
+    },
     install_requires=["numpy>=2.0", "omegaconf>=2.4", "packaging>=24", "rich>=13"],
     extras_require={
         "train": [
@@ -44,7 +48,15 @@ setup(
         "vllm": ["vllm>=0.32"],  # in an environment of its own: it needs an older transformers than [train]
         "tensorboard": ["tensorboard>=2.20"],
         "wandb": ["wandb>=0.20"],
-        "dev": ["pytest>=9", "pytest-xdist>=3.8", "hypothesis>=6.170", "scipy>=1.17", "ruff>=0.17", "mypy>=2.4", "setuptools>=80"],
+        "dev": [
+            "pytest>=9",
+            "pytest-xdist>=3.8",
+            "hypothesis>=6.170",
+            "scipy>=1.17",
+            "ruff>=0.17",
+            "mypy>=2.4",
+            "setuptools>=80",
+        ],
     },
     entry_points={"console_scripts": ["rlkit = rlkit.launch.cli:main"]},
 )
