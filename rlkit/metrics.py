@@ -101,6 +101,7 @@ rollout/failed | share | mean | leaves with status failed | leaves | near 0 | En
 rollout/turns | turns | mean | completions on the path | leaves that did not fail | stable, or as the task needs | Completions per trajectory.
 rollout/completion_tokens | tokens | mean | policy tokens on the path | leaves that did not fail | stable; a drift with flat reward is length hacking | Sampled tokens per trajectory.
 tokens/unique | tokens | sum | Σ_trees T | all trees | - | Tokens the tree computes: each shared prefix once.
+tokens/learned | tokens | sum | Σ_rows T | rows of the learner | below tokens/unique where groups are silent | Tokens of forward and backward; groups without any advantage are left out.
 tokens/flat | tokens | sum | Σ_ℓ path length | all leaves | - | Tokens that flattened rows would compute.
 tokens/sharing | ratio | mean | Σ flat / Σ unique | unique tokens | above 1; 1 means that nothing is shared | How many times fewer tokens the tree computes.
 groups/effective | share | mean | groups whose valid rewards differ | groups | above 0.3; near 0 the step learns nothing | Only a group with unequal rewards gives a group-relative gradient.
@@ -139,7 +140,7 @@ update/skipped | updates | sum | updates given up because loss or gradient was n
 kl/behavior | nats | mean | k3: r − 1 − log r with r = π/μ | unique policy tokens | below 0.01; growth: engine and learner disagree or data are stale | Non-negative estimate of KL(μ‖π), μ being what sampled.
 kl/reference | nats | mean | the recipe's estimator; k3: q − 1 − log q with q = π_ref/π | unique policy tokens | slow growth | Distance from the frozen reference model.
 ratio/deviation | ratio | mean | absolute value of ratio − 1 | ratios | below 0.05 | How far the policy has moved from what the ratio is taken against.
-throughput/tokens_per_s | tokens/s | mean | unique tokens trained / timing/learn_s | seconds of learning | steady | Speed of the learner.
+throughput/tokens_per_s | tokens/s | mean | tokens/learned / timing/learn_s | seconds of learning | steady | Speed of the learner.
 throughput/completion_tokens_per_s | tokens/s | mean | policy tokens sampled / timing/rollout_s | seconds of rollout | steady | Speed of the engines.
 timing/rollout_s | s | sum | wall clock | the step | - | Sampling and environments.
 timing/reward_s | s | sum | wall clock | the step | small beside rollout | Reward functions.

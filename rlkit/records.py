@@ -455,6 +455,11 @@ class CreditedTree:
         """The tree that was credited."""
         return self.scored.tree
 
+    @property
+    def is_silent(self) -> bool:
+        """True where no path has an advantage: nothing to learn but what a KL or an entropy term in the loss says."""
+        return self.values is None and not any(path.advantages.any() for path in self.paths)
+
     def _sum(self, kind: Literal["positive", "negative", "weight"]) -> Floats:
         total = np.zeros(self.tree.num_tokens)
         for path in self.paths:

@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
@@ -264,7 +264,11 @@ def _rests(recipe: Recipe, step: int) -> bool:
 
 
 def learn(parts: Parts, trees: Sequence[ScoredTree]) -> tuple[list[CreditedTree], UpdateReport]:
-    """Credit the whole batch, pack it, and update once per minibatch."""
+    """Credit the whole batch, pack it, and update once per minibatch.
+
+    Groups whose trajectories all earned the same have no gradient, so they are not packed: weights are global, and what
+    is left is the same sum. Where a whole minibatch is silent it is packed all the same, since AdamW moves on.
+    """
     config, row_tokens = parts.config, parts.recipe.learner.row_tokens
     reference = proximal = kl = None
     if trees and (config.needs_reference or config.needs_proximal):
@@ -281,13 +285,17 @@ def learn(parts: Parts, trees: Sequence[ScoredTree]) -> tuple[list[CreditedTree]
     batches = []
     for part in np.array_split(np.arange(len(credited)), parts.recipe.optim.minibatches):
         inside = [int(index) for index in part]
+        if not config.needs_silent:
+            inside = [index for index in inside if not credited[index].is_silent] or inside
         batch = pack([credited[index] for index in inside], row_tokens)
         if reference is not None:
             batch = with_logprobs(batch, reference=[reference[index] for index in inside])
         if proximal is not None and config.needs_proximal:
             batch = with_logprobs(batch, proximal=[proximal[index] for index in inside])
         batches.append(batch)
-    return credited, parts.learner.update(batches)
+    report = parts.learner.update(batches)
+    learned = sum(len(row.token_ids) for batch in batches for row in batch.rows)
+    return credited, replace(report, metrics=report.metrics | {"tokens/learned": (float(learned), 1.0)})
 
 
 def resume(parts: Parts, stream: Stream | None = None) -> int:
@@ -384,6 +392,6 @@ def _totals(ledger: Ledger, sent: SyncReport, pairs: Mapping[str, tuple[float, f
         "ledger/pending": float(len(ledger.pending)),
         **{f"dropped/{reason}": float(count) for reason, count in ledger.dropped.items()},
         "sync/bytes": float(sent.num_bytes),
-        "throughput/tokens_per_s": pairs["tokens/unique"][0] / learn_s,
+        "throughput/tokens_per_s": pairs["tokens/learned"][0] / learn_s,
         "throughput/completion_tokens_per_s": sampled / rollout_s,
     }

@@ -164,6 +164,42 @@ def test_minibatches_split_the_groups_of_a_step(tmp_path: Path) -> None:
     assert [batch.num_scored for batch in minibatches] == [8, 8]  # two groups of two answers of two tokens each
 
 
+def tokens_of(learner: Any) -> list[int]:
+    """Tokens packed for each step."""
+    return [sum(len(row.token_ids) for batch in step for row in batch.rows) for step in learner.batches]
+
+
+def test_a_group_without_any_advantage_is_not_computed_but_counts_as_trained(tmp_path: Path) -> None:
+    equal = Collector({f"t{i}": [1.0, 1.0] for i in range(6)})  # half of the twelve draws
+    run = parts(tmp_path, rollouts=equal)
+    train(run)
+    whole = parts(tmp_path / "whole")
+    train(whole)
+    per_tree = tokens_of(whole.learner)[0] // 4
+    silent = [round(4 * (1 - share)) for share in logged(tmp_path, "groups/effective")]
+    assert sum(silent) == 6
+    assert tokens_of(run.learner) == [per_tree * (4 - count or 4) for count in silent]
+    assert logged(tmp_path, "tokens/learned") == tokens_of(run.learner)
+    assert run.ledger.num_trained == 12
+
+
+def test_a_step_without_any_advantage_still_steps_the_optimizer(tmp_path: Path) -> None:
+    run = parts(tmp_path, rollouts=Collector(default=(1.0, 1.0)))
+    train(run)
+    whole = parts(tmp_path / "whole")
+    train(whole)
+    assert tokens_of(run.learner) == tokens_of(whole.learner)
+
+
+def test_an_entropy_bonus_needs_the_groups_without_advantage(tmp_path: Path) -> None:
+    equal = {f"t{i}": [1.0, 1.0] for i in range(6)}
+    run = parts(tmp_path, rollouts=Collector(equal), config=grpo.GrpoConfig(entropy_coef=0.1))
+    train(run)
+    whole = parts(tmp_path / "whole")
+    train(whole)
+    assert tokens_of(run.learner) == tokens_of(whole.learner)
+
+
 def test_a_failed_checkpoint_costs_the_checkpoint_and_only_at_the_end_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

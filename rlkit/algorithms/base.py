@@ -80,6 +80,11 @@ class AlgorithmConfig:
         return self.kl_coef != 0
 
     @property
+    def needs_silent(self) -> bool:
+        """True when the loss speaks of tokens without advantage too: an entropy bonus, or a KL that is a term of it."""
+        return self.entropy_coef != 0 or (self.kl_coef != 0 and self.kl_in == "loss")
+
+    @property
     def needs_proximal(self) -> bool:
         """True when the learner has to score the batch before its first update."""
         return self.importance != "none"

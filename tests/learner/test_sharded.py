@@ -94,7 +94,7 @@ def test_every_rank_reports_the_metrics_of_a_single_process(results: Results, ki
     for rank in range(2):
         shared = results[kind, rank][f"metrics of {update}"]
         assert shared.keys() == single.keys()
-        for name in single:
+        for name in single.keys() - {"memory/peak_mib"}:  # a process's own
             assert shared[name] == pytest.approx(single[name], rel=tolerance, abs=tolerance), name
 
 
