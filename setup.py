@@ -40,6 +40,7 @@ setup(
             "gguf>=0.19",  # reads the small model of the quickstart
             "bm25s>=0.3",
             "einops>=0.8",
+            "peft>=0.21",  # low-rank adapters, model.lora
         ],
         "retrieval": ["faiss-cpu>=1.15", "networkx>=3.6", "scikit-learn>=1.9"],  # the retriever `hybrid`
         "cluster": ["ray[default]==2.60.*"],  # [default] brings `ray job submit` and the dashboard

@@ -61,13 +61,14 @@ def weights_folder(start: str) -> Path:
     """The folder with weights that `train.init_from` or `--checkpoint` names: a checkpoint, or a run's newest one."""
     from rlkit.checkpoint import CheckpointStore
     from rlkit.errors import RecipeError
+    from rlkit.models.lora import ADAPTER_FILE
 
     folder = Path(start).expanduser()
-    if (folder / "model.safetensors").is_file():
+    if any((folder / name).is_file() for name in ("model.safetensors", ADAPTER_FILE)):
         return folder
     newest = CheckpointStore(folder).latest()
     if newest is None:
-        raise RecipeError("train.init_from", f"'{start}' holds neither model.safetensors nor checkpoints")
+        raise RecipeError("train.init_from", f"'{start}' holds neither weights, nor adapters, nor checkpoints")
     return newest.folder
 
 

@@ -8,7 +8,7 @@ RECIPE` prints every value and the file or command line that it came from.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from rlkit.plugins import PluginSection
@@ -20,6 +20,7 @@ __all__ = [
     "Eval",
     "LearnerSettings",
     "Log",
+    "LoraSettings",
     "ModelSettings",
     "Network",
     "Optim",
@@ -31,6 +32,29 @@ __all__ = [
     "Train",
     "ValueSettings",
 ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraSettings:
+    """`model.lora`: train low-rank adapters on the frozen model (`rlkit/models/lora.py`)."""
+
+    rank: int = 0
+    """Width of the adapters; 0: none, the whole model is trained."""
+    alpha: float | None = None
+    """Their strength: what they add is scaled by alpha / rank; null: twice the rank."""
+    targets: tuple[str, ...] = ()
+    """Names of the linear layers that get one, e.g. `q_proj`; empty: all but the output head."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 0:
+            raise ValueError(f"lora.rank: {self.rank} is below 0")
+        if self.alpha is not None and not self.alpha > 0:
+            raise ValueError(f"lora.alpha: {self.alpha} is not above 0")
+
+    @property
+    def scale(self) -> float:
+        """alpha / rank."""
+        return 2.0 if self.alpha is None else self.alpha / max(self.rank, 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +72,8 @@ class ModelSettings:
     """Tokens of the longest path, prompt included; a trajectory that reaches it is truncated."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more compute."""
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    """Adapters in place of the whole model."""
 
     def __post_init__(self) -> None:
         at_least(self, 2, "max_context")

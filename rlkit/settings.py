@@ -53,7 +53,7 @@ def build(cls: type[T], values: Mapping[str, Any], path: str) -> T:
         return OmegaConf.to_object(typed)  # type: ignore[return-value]
     except ValueError as error:  # of a __post_init__, e.g. "lr: -1.0 is not above 0"
         name, _, problem = str(error).partition(": ")
-        if name in fields:
+        if name.partition(".")[0] in fields:  # of a nested dataclass, which names itself
             raise RecipeError(join(path, name), problem) from error
         raise RecipeError(path, str(error)) from error
 

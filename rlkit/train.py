@@ -295,7 +295,7 @@ def learn(parts: Parts, trees: Sequence[ScoredTree]) -> tuple[list[CreditedTree]
         batches.append(batch)
     report = parts.learner.update(batches)
     learned = sum(len(row.token_ids) for batch in batches for row in batch.rows)
-    return credited, replace(report, metrics=report.metrics | {"tokens/learned": (float(learned), 1.0)})
+    return credited, replace(report, metrics={**report.metrics, "tokens/learned": (float(learned), 1.0)})
 
 
 def resume(parts: Parts, stream: Stream | None = None) -> int:

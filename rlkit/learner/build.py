@@ -21,6 +21,8 @@ from rlkit.learner.learner import Learner
 from rlkit.learner.sharded import FullySharded, Zero, fully_sharded
 from rlkit.learner.sharding import Replicated, Sharding
 from rlkit.learner.tree_policy import RowInputs, TreePolicy
+from rlkit.models.lora import ADAPTER_FILE, add_adapters, merge_adapters, read_adapters, settings_of
+from rlkit.models.pretrained import resolve_model
 from rlkit.models.value_head import add_value_head
 from rlkit.recipe import LearnerSettings, ModelSettings, Optim, ValueSettings
 
@@ -55,6 +57,9 @@ def build_learner(
 ) -> Learner:
     """Load the policy (and the frozen reference, if `config` needs one) from `model_dir` and join the other ranks.
 
+    Where `model_dir` holds adapters, they are put on the weights of `model.path`: to be trained on under `model.lora`,
+    else merged. Under `model.lora` the reference is the frozen model, which is not loaded twice.
+
     `value` says which head the policy gets; that of `model_dir` is taken over, if there is one.
 
     `rendezvous` is where ranks meet, `tcp://host:port` or `file:///shared/path`; None: torch.distributed is set up
@@ -66,12 +71,12 @@ def build_learner(
         _join(rank, size, rendezvous, place)
     policy = _load(model, learner, model_dir)
     if value is not None:
-        add_value_head(policy.model, value.head, model_dir)
+        add_value_head(policy.model, value.head, model_dir, dtype=_trained_dtype(model))
         policy.detach_values = value.detach
     if model.gradient_checkpointing:
         _recompute_activations(policy.model)
     reference = None
-    if config.needs_reference:
+    if config.needs_reference and not model.lora.rank:
         reference = _load(model, learner, model_dir).requires_grad_(False)
         # Under ZeRO-1 and 2 every rank holds all weights anyway; where it does not, neither those of the reference.
         spread = size > 1 and learner.kind in ("fsdp2", "zero3")
@@ -129,14 +134,27 @@ def _join(rank: int, size: int, rendezvous: str | None, device: torch.device) ->
 
 def _load(model: ModelSettings, learner: LearnerSettings, model_dir: Path) -> TreePolicy:
     """The policy in main memory; without dropout, which would make its log-probs differ from the engine's."""
+    adapters = (model_dir / ADAPTER_FILE).is_file()
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        model_dir,
-        dtype=torch.float64 if model.dtype == "float64" else torch.float32,
+        resolve_model(model.path) if adapters else model_dir,
+        # Frozen weights are kept as the engine has them: no small step is added to them.
+        dtype=getattr(torch, model.dtype) if model.lora.rank else _trained_dtype(model),
         local_files_only=True,
         trust_remote_code=False,
     )
+    if model.lora.rank or adapters:
+        lora = model.lora if model.lora.rank else settings_of(model_dir)
+        add_adapters(loaded, lora, dtype=_trained_dtype(model))
+    if adapters:
+        loaded.load_state_dict(read_adapters(model_dir, loaded), strict=False)
+        if not model.lora.rank:
+            merge_adapters(loaded)
     kind = Bfloat16Policy if model.dtype == "bfloat16" else TreePolicy
     return kind(loaded.eval(), attention=model.attention, chunk=learner.logit_chunk)
+
+
+def _trained_dtype(model: ModelSettings) -> torch.dtype:
+    return torch.float64 if model.dtype == "float64" else torch.float32
 
 
 def _recompute_activations(model: Any) -> None:

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlkit.algorithms.base import Algorithm, AlgorithmConfig
 from rlkit.data.packing import Batch, Row, empty_row
@@ -28,6 +28,7 @@ from rlkit.learner.optim import learning_rate
 from rlkit.learner.sharding import Sharding, all_sum
 from rlkit.learner.tree_policy import TreePolicy
 from rlkit.metrics import merge
+from rlkit.models.lora import ADAPTER_FILE, BASE, has_adapters, read_adapters, save_adapters, without_adapters
 from rlkit.models.value_head import VALUE_FILE, VALUE_PREFIX
 from rlkit.recipe import Optim
 
@@ -88,12 +89,23 @@ class Learner:
         self.updates = 0
         self.skipped = 0
 
+    @property
+    def has_reference(self) -> bool:
+        """A frozen copy, or the model itself without its adapters."""
+        return self.reference is not None or (self.config.needs_reference and has_adapters(self.sharding.policy.model))
+
     def score(self, batch: Batch, sizes: Sequence[int], which: Literal["policy", "reference"]) -> list[Floats]:
         """Log-probs of every scored token, per tree [T] (`sizes` are the T); NaN elsewhere. Same on every rank."""
-        if which == "reference" and self.reference is None:
+        if which == "reference" and not self.has_reference:
             raise LearnerError("algorithm.kl_coef: the reference model was not loaded because kl_coef is 0")
+        if which == "reference" and self.reference is None:
+            with without_adapters(self.sharding.policy.model):
+                return self._score(self.sharding.module, batch, sizes)
         model = self.sharding.module if which == "policy" else self.reference
         assert model is not None
+        return self._score(model, batch, sizes)
+
+    def _score(self, model: nn.Module, batch: Batch, sizes: Sequence[int]) -> list[Floats]:
         rank, size = self.sharding.rank, self.sharding.size
         own, padding = rows_of_rank(batch.rows, rank, size)
         scores = score_rows(model, Batch(rows=(*own, *padding)), sizes)
@@ -167,18 +179,28 @@ class Learner:
         return {**metrics, "loss": (metrics["loss"][0], 1.0)}
 
     def weights(self) -> dict[str, Tensor]:
-        """Full weights by name, as engines run them: in the dtype of the policy's products; see `Sharding.weights`."""
-        weights, dtype = self.sharding.weights(), self.sharding.policy.compute_dtype
-        return {name: tensor.to(dtype) for name, tensor in weights.items()} if dtype else weights
+        """Weights by name, as engines run them: in the dtype of the policy's products; see `Sharding.weights`.
+
+        Of a model with adapters, these only, and the digest of the weights they belong to.
+        """
+        weights, policy = self.sharding.weights(), self.sharding.policy
+        if (dtype := policy.compute_dtype) is not None:
+            weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
+        model: Any = policy.model
+        return weights | ({BASE: getattr(model, BASE)} if has_adapters(model) else {})
 
     def save(self, folder: Path) -> None:
-        """Weights in the transformers format and AdamW's moments, as safetensors, into an existing folder."""
+        """Weights in the transformers format, or adapters in peft's, and AdamW's moments, into an existing folder."""
         weights, moments = self.sharding.weights(), self.sharding.moments()
         if self.sharding.rank == 0:
             model: Any = self.sharding.policy.model
             whole = {name: weight.contiguous() for name, weight in weights.items()}
             head = {name: weight for name, weight in whole.items() if name.startswith(VALUE_PREFIX)}
-            model.save_pretrained(folder, state_dict={n: w for n, w in whole.items() if n not in head})
+            body = {name: weight for name, weight in whole.items() if name not in head}
+            if has_adapters(model):
+                save_adapters(body, model, folder)
+            else:
+                model.save_pretrained(folder, state_dict=body)
             if head:
                 save_file(head, folder / VALUE_FILE)
             save_file({n: m.contiguous() for n, m in moments.items()}, folder / MOMENTS_FILE)
@@ -193,11 +215,13 @@ class Learner:
         Raises `CheckpointError` if its weights do not fit the model.
         """
         weights: dict[str, Tensor] = {}
+        wanted: Any = self.sharding.policy.model
+        if has_adapters(wanted) and (folder / ADAPTER_FILE).is_file():
+            weights |= read_adapters(folder, wanted, same_base=True)
         # Several above 50 GB; the value head, where there is one, lies beside them.
         for path in sorted((*folder.glob("model*.safetensors"), *folder.glob(VALUE_FILE))):
             weights |= load_file(path)
-        wanted: Any = self.sharding.policy.model
-        missing = sorted({name for name, _ in wanted.named_parameters()} - set(weights))
+        missing = sorted({name for name, p in wanted.named_parameters() if p.requires_grad} - set(weights))
         if missing:
             raise CheckpointError(f"{folder}: no weights for {', '.join(missing[:3])}; it belongs to another model")
         if not (folder / MOMENTS_FILE).is_file():

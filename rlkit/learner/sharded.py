@@ -146,7 +146,7 @@ class Zero:
 
     def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
         model: Any = self.policy.model
-        return iter(model.named_parameters())
+        return ((name, p) for name, p in model.named_parameters() if p.requires_grad)
 
     def backward(self, loss: Tensor) -> None:
         """The engine's, which averages over ranks: undone by the factor."""

@@ -79,8 +79,15 @@ def chains(parents: Tensor) -> tuple[Tensor, Tensor]:
     return chain.clamp(min=0), chain >= 0
 
 
-def add_value_head(model: Any, kind: Literal["none", "mlp", "block"], folder: Path | None = None) -> None:
-    """Hang a head on `model`, in its dtype: that of `folder` where it has one, else a fresh one, always the same.
+def add_value_head(
+    model: Any,
+    kind: Literal["none", "mlp", "block"],
+    folder: Path | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Hang a head on `model`, in `dtype` or the model's: that of `folder` where it has one, else a fresh one, always
+    the same.
 
     Raises `CheckpointError` for a file of another kind or width.
     """
@@ -96,4 +103,4 @@ def add_value_head(model: Any, kind: Literal["none", "mlp", "block"], folder: Pa
             head.load_state_dict({name.removeprefix(VALUE_PREFIX): w for name, w in load_file(file).items()})
         except RuntimeError as error:
             raise CheckpointError(f"value.head: {file} holds another head than '{kind}': {error}") from error
-    model.value_head = head.to(device=like.device, dtype=like.dtype)
+    model.value_head = head.to(device=like.device, dtype=dtype or like.dtype)

@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from rlkit.recipe import ValueSettings
+from rlkit.recipe import LoraSettings, ValueSettings
 from rlkit.records import Node, SamplingState, SearchReport, Task
 
 __all__ = [
@@ -172,6 +172,8 @@ class EngineContext:
     """The recipe's seed, the root of every address."""
     dtype: str = "float32"
     """Of weights and keys, `model.dtype` of the recipe: the learner sends its weights in it."""
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    """Adapters that the learner sends in place of whole weights."""
     value: ValueSettings = field(default_factory=ValueSettings)
     """Shape of the value head, for engines that search with it."""
     tasks: tuple[Task, ...] = ()

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from rlkit.errors import EngineError
+from rlkit.models.lora import add_adapters
 from rlkit.policy.attention import running
 from rlkit.policy.base import Completion, EngineContext, SampleRequest
 from rlkit.policy.drafts import Draft, Forward, pack, whole_vectors
@@ -38,6 +39,7 @@ from rlkit.policy.takeover import device_of, end_ids, take_over
 from rlkit.policy.tokens import StopWatch, Tokenizer, decode
 from rlkit.policy.weights import assign_weights
 from rlkit.randomness import Address, uniform
+from rlkit.recipe import LoraSettings
 
 __all__ = ["Constraint", "Counts", "HfEngine"]
 
@@ -118,20 +120,29 @@ class HfEngine:
 
     @classmethod
     def from_pretrained(
-        cls, config: Config, path: str | Path, *, seed: int, dtype: str = "float32", **options: Any
+        cls,
+        config: Config,
+        path: str | Path,
+        *,
+        seed: int,
+        dtype: str = "float32",
+        lora: LoraSettings | None = None,
+        **options: Any,
     ) -> HfEngine:
         """Load model and tokenizer from a folder on this disk; `options` are those of the constructor.
 
-        `dtype` is that of weights and keys; draws are float64 always.
+        `dtype` is that of weights and keys; draws are float64 always. With `lora` the weights stay and adapters come.
         """
         model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), local_files_only=True)
+        if lora is not None:
+            add_adapters(model, lora)
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
         return cls(config, model=model, tokenizer=tokenizer, seed=seed, **options)
 
     @classmethod
     def build(cls, config: Config, context: EngineContext) -> HfEngine:
         """The engine of a rollout worker, as a recipe names it."""
-        return cls.from_pretrained(config, context.model_dir, seed=context.seed, dtype=context.dtype)
+        return cls.from_pretrained(config, context.model_dir, seed=context.seed, dtype=context.dtype, lora=context.lora)
 
     @property
     def version(self) -> int:

@@ -30,6 +30,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from rlkit.catalogue.items import Catalogue
 from rlkit.catalogue.trie import Trie
 from rlkit.errors import EngineError
+from rlkit.models.lora import add_adapters
 from rlkit.models.value_head import VALUE_PREFIX, add_value_head
 from rlkit.policy.attention import running
 from rlkit.policy.base import Completion, EngineContext, GrowRequest, Growth, SampleRequest
@@ -43,6 +44,7 @@ from rlkit.policy.tokens import Tokenizer, decode
 from rlkit.policy.ved import VedSettings, ved
 from rlkit.policy.weights import assign_weights
 from rlkit.randomness import Address, generator, uniform
+from rlkit.recipe import LoraSettings
 from rlkit.records import Node, NodeSearch, Sampler, SamplingState, SearchReport
 from rlkit.settings import at_least
 
@@ -152,7 +154,12 @@ class TrieEngine:
     def build(cls, config: Config, context: EngineContext) -> TrieEngine:
         """The engine of a rollout worker; the model's folder holds the catalogue that it was made for."""
         return cls.from_pretrained(
-            config, context.model_dir, seed=context.seed, dtype=context.dtype, value_head=context.value.head
+            config,
+            context.model_dir,
+            seed=context.seed,
+            dtype=context.dtype,
+            lora=context.lora,
+            value_head=context.value.head,
         )
 
     @classmethod
@@ -163,13 +170,16 @@ class TrieEngine:
         *,
         seed: int,
         dtype: str = "float32",
+        lora: LoraSettings | None = None,
         value_head: Literal["none", "mlp", "block"] = "none",
     ) -> TrieEngine:
-        """Load model, tokenizer, catalogue and, if it is to have one, value head from a folder on this disk."""
+        """Load model, tokenizer, catalogue and, if it is to have them, adapters and value head from a folder."""
         folder = Path(path)
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         _, trie = Catalogue.of_model(folder, tokenizer.convert_tokens_to_ids)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), local_files_only=True)
+        if lora is not None:
+            add_adapters(model, lora)
         add_value_head(model, value_head, folder)
         return cls(config, model=model, tokenizer=tokenizer, trie=trie, seed=seed)
 

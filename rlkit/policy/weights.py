@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rlkit.errors import EngineError
+from rlkit.models.lora import BASE, travelling
 from rlkit.sync.arrays import to_tensor
 from rlkit.sync.fingerprint import fingerprint
 
@@ -20,13 +21,20 @@ __all__ = ["assign_weights"]
 def assign_weights(model: nn.Module, weights: Mapping[str, Any]) -> str:
     """Copy `weights` (names of `model.state_dict()` -> array or tensor); the fingerprint of what now runs.
 
+    A model with adapters is sent these only, and the digest of the frozen weights, which must be its own.
     Tied tensors may come under one of their names or all. Raises `EngineError`, before anything is copied,
     for names that are missing or unknown and for other shapes or dtypes.
     """
-    state = model.state_dict()
+    state = travelling(model.state_dict())
     _check(state, weights)
     for name, source in weights.items():
-        state[name].copy_(source if isinstance(source, Tensor) else to_tensor(source))
+        arriving = source if isinstance(source, Tensor) else to_tensor(source)
+        if name == BASE and not torch.equal(state[name].cpu(), arriving.cpu()):
+            raise EngineError(
+                "the engine's frozen weights are not the learner's: under model.lora both start from model.path, and "
+                "train.init_from may name adapters only"
+            )
+        state[name].copy_(arriving)
     return fingerprint({name: state[name] for name in weights})
 
 

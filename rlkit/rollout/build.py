@@ -81,7 +81,12 @@ def build_rollouts(
     from transformers import AutoTokenizer
 
     context = EngineContext(
-        model_dir=model_dir, seed=recipe.seed, dtype=recipe.model.dtype, value=recipe.value, tasks=tuple(tasks)
+        model_dir=model_dir,
+        seed=recipe.seed,
+        dtype=recipe.model.dtype,
+        lora=recipe.model.lora,
+        value=recipe.value,
+        tasks=tuple(tasks),
     )
     renderer = Renderer(AutoTokenizer.from_pretrained(model_dir, local_files_only=True))
     envs = cast(EnvFactory, recipe.env.load()(recipe.env.settings, retriever))
