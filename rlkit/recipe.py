@@ -133,6 +133,8 @@ class Optim:
 
     lr: float = 1e-6
     """Peak learning rate."""
+    value_lr: float | None = None
+    """Peak learning rate of the value head, which starts from nothing; null: `lr`."""
     weight_decay: float = 0.0
     """Decoupled, per step, times the learning rate."""
     beta1: float = 0.9
@@ -152,6 +154,8 @@ class Optim:
 
     def __post_init__(self) -> None:
         above(self, 0, "lr", "eps", "max_grad_norm")
+        if self.value_lr is not None:
+            above(self, 0, "value_lr")
         at_least(self, 0, "weight_decay", "warmup_steps", "beta1", "beta2")
         at_least(self, 1, "minibatches")
         for name in ("beta1", "beta2"):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
-from rlkit.learner.optim import adamw
+from rlkit.learner.optim import adamw, set_rate
 from rlkit.learner.sharding import MOMENTS, Replicated, gathered
 from rlkit.learner.tree_policy import TreePolicy
 from rlkit.recipe import Optim
@@ -98,7 +98,7 @@ class Zero:
         self.deepspeed, self.policy, self.rank, self.size, self.stage = deepspeed, policy, rank, size, stage
         self.engine, *_ = deepspeed.initialize(
             model=policy,
-            optimizer=adamw(policy.parameters(), optim),
+            optimizer=adamw(policy.named_parameters(), optim),
             dist_init_required=False,
             config={
                 "train_micro_batch_size_per_gpu": 1,  # asked for, and used for its own progress reports only
@@ -155,8 +155,7 @@ class Zero:
     def step(self, lr: float, max_norm: float) -> float:
         """The engine reduces, clips and skips what is not finite by itself."""
         self._zero.clip_grad = max_norm
-        for group in self._zero.param_groups:
-            group["lr"] = lr
+        set_rate(self._zero.param_groups, lr)
         self.engine.step()
         norm = self.engine.get_global_grad_norm()
         if self._zero.overflow or norm is None:

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from rlkit.learner.optim import adamw
+from rlkit.learner.optim import adamw, set_rate
 from rlkit.learner.tree_policy import TreePolicy
 from rlkit.recipe import Optim
 
@@ -96,7 +96,7 @@ class Replicated:
         self.policy = policy
         self.module: nn.Module = policy
         self.rank, self.size = rank, size
-        self.optimizer = adamw(policy.parameters(), optim)
+        self.optimizer = adamw(policy.named_parameters(), optim)
 
     def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
         model: Any = self.policy.model
@@ -115,8 +115,7 @@ class Replicated:
         self._sum_over_ranks(parameters)
         norm = float(gathered(nn.utils.clip_grad_norm_(parameters, max_norm)))
         if math.isfinite(norm):
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
+            set_rate(self.optimizer.param_groups, lr)
             self.optimizer.step()
         self.discard()
         return norm

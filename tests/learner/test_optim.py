@@ -14,7 +14,7 @@ from rlkit.algorithms.grpo import ALGORITHM
 from rlkit.data.packing import Batch, pack
 from rlkit.errors import LearnerError
 from rlkit.learner.learner import Learner
-from rlkit.learner.optim import adamw, learning_rate
+from rlkit.learner.optim import adamw, learning_rate, set_rate
 from rlkit.learner.sharding import Replicated
 from rlkit.learner.tree_policy import TreePolicy
 from rlkit.recipe import Optim
@@ -43,9 +43,24 @@ def test_a_warm_up_longer_than_the_run_only_rises() -> None:
     assert [learning_rate(update, optim, 3) for update in range(3)] == pytest.approx([0.1, 0.2, 0.3])
 
 
+def test_a_value_head_has_a_learning_rate_of_its_own_on_the_same_schedule() -> None:
+    body, head = (torch.nn.Parameter(torch.ones(1, dtype=torch.float64)) for _ in range(2))
+    names = [("model.norm", body), ("model.value_head.bias", head)]
+    optimizer = adamw(names, Optim(lr=0.01, value_lr=0.05, eps=1e-12))
+    for rate, moved in ((0.01, 0.01), (0.005, 0.015)):  # AdamW's steps on an even gradient are those of its rate
+        set_rate(optimizer.param_groups, rate)
+        body.grad, head.grad = torch.ones(1).double(), torch.ones(1).double()
+        optimizer.step()
+        assert (body.item(), head.item()) == pytest.approx((1 - moved, 1 - 5 * moved), rel=1e-9)
+    together = adamw(names, Optim(lr=0.01))
+    assert [len(group["params"]) for group in together.param_groups] == [0, 2]
+
+
 def test_adamw_takes_the_step_worked_by_hand_and_decays_matrices_only() -> None:
     matrix, vector = (torch.nn.Parameter(torch.ones(shape, dtype=torch.float64)) for shape in ((1, 1), (1,)))
-    optimizer = adamw([matrix, vector], Optim(lr=0.1, beta1=0.9, beta2=0.999, eps=0.5, weight_decay=0.1))
+    optimizer = adamw(
+        [("matrix", matrix), ("vector", vector)], Optim(lr=0.1, beta1=0.9, beta2=0.999, eps=0.5, weight_decay=0.1)
+    )
     # g = 0.5: m = 0.05, v = 0.00025; corrected by 1 - β they are 0.5 and 0.25; step 0.5 / (√0.25 + 0.5) = 0.5.
     # vector 1 - 0.1·0.5 = 0.95; matrix 1·(1 - 0.1·0.1) - 0.1·0.5 = 0.94.
     matrix.grad, vector.grad = torch.full((1, 1), 0.5).double(), torch.full((1,), 0.5).double()
