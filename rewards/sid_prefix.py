@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,10 +56,15 @@ def level_rewards(
     return out
 
 
-@contract(per_group=True, needs_answers=True)
+def _bounds(**settings: Any) -> tuple[float, float]:
+    most = max(settings.get("weights", WEIGHTS), default=0.0)
+    return -2 * most, most
+
+
+@contract(per_group=True, needs_answers=True, bounds=_bounds, invariant=("group_order",))
 def sid_prefix(
     task: Task, trajectories: Sequence[Trajectory], *, vectors: str, weights: list[float] = WEIGHTS
-) -> list[dict[str, float]]:
+) -> list[dict[str, float] | RewardError]:
     """`level_1` .. `level_L` of every trajectory; its weight belongs to be 0.
 
     `vectors` is a file of `python -m rlkit.launch.sid embed`; `weights` has one number per level. A trajectory without
@@ -79,9 +85,10 @@ def sid_prefix(
         weights,
     )
     rows = dict(zip(answers, rewards, strict=True))
-    silent = np.full(len(weights), np.nan)
     return [
-        {f"level_{level}": float(value) for level, value in enumerate(rows.get(t.answer or "", silent), start=1)}
+        {f"level_{level}": float(value) for level, value in enumerate(rows[t.answer], start=1)}
+        if t.answer in rows
+        else RewardError(f"{t.answer!r} is no semantic ID of {vectors}")
         for t in trajectories
     ]
 

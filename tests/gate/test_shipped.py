@@ -7,17 +7,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from rlkit.catalogue.items import Catalogue
+from rlkit.catalogue.vectors import write_vectors
 from rlkit.errors import RecipeError
 from rlkit.gate import GateReport, check_rewards
 from rlkit.plugins import TABLES, config_of, load_object
+from rlkit.records import Task
 from rlkit.reward import contract_of
 from rlkit.rollout.judge import RewardSpec
 from rlkit.settings import build
+from rlkit.transcript import Written, transcript
+from tests.catalogue.shop import ITEMS, text, write
 
 NEEDS_A_FILE = {"sid_prefix": "reads vectors of a catalogue that a recipe has to name"}
-"""Rewards that only a recipe can be asked about, by `reward_gate: true`."""
+"""Rewards that are tried on a file and on groups of their own, below."""
 KINDS = [kind for kind in TABLES["rewards"] if kind not in NEEDS_A_FILE]
 
 
@@ -55,6 +61,26 @@ def test_the_rewards_left_out_are_in_the_table_and_do_need_a_setting() -> None:
     for kind in NEEDS_A_FILE:
         with pytest.raises(RecipeError, match="missing"):
             build(config_of(load_object(TABLES["rewards"][kind])), {}, kind)
+
+
+def test_the_reward_on_prefixes_of_semantic_ids_passes_on_a_catalogue_of_its_own(tmp_path: Path) -> None:
+    write(tmp_path / "items.jsonl.gz", ITEMS)
+    vectors = np.random.default_rng(0).normal(size=(len(ITEMS), 4))
+    file = tmp_path / "vectors.safetensors"
+    write_vectors(file, Catalogue.read(tmp_path / "items.jsonl.gz"), vectors, made_by="chance")
+    task = Task(id="shop", question="thing 10, thing 11", answers=(text(12),))
+    said = [text(10), text(12), text(13), text(10), "<a_9><b_9><c_9>", None, ""]
+    group = [Written(parts=(("policy", answer or "hm"),), answer=answer) for answer in said]
+    spec = RewardSpec(
+        name="sid_prefix",
+        spec=TABLES["rewards"]["sid_prefix"],
+        settings={"vectors": str(file), "weights": [0.3, 0.5, 1.0]},
+        deadline_s=20.0,
+    )
+    (report,) = check_rewards([spec], stored=[transcript(task, *group), transcript(task, *group[-3:])])
+    assert not report.refuted, str(report)
+    verdicts = {finding.check: finding.verdict for finding in report.findings}
+    assert verdicts["finite"] == verdicts["bounds"] == verdicts["group_order"] == "passed"
 
 
 def test_the_gate_tries_rewards_of_another_domain_on_their_own_probes(tmp_path: Path) -> None:

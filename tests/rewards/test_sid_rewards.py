@@ -109,7 +109,9 @@ def test_the_group_reward_reads_vectors_and_is_silent_where_there_is_no_item(tmp
     found = sid_prefix(TASK, group(text(12), text(10), text(10), None), vectors=str(file))
     assert found[0] == {"level_1": 0.3, "level_2": 0.5, "level_3": 1.0}
     assert found[1] == found[2] == {"level_1": 0.3, "level_2": -0.5, "level_3": -1.0}  # unrelated: cosine 0
-    assert all(math.isnan(value) for value in found[3].values())
+    assert isinstance(found[3], RewardError) and str(found[3]).startswith("None is no semantic ID of ")
+    (alone,) = sid_prefix(TASK, group("<no_1>"), vectors=str(file))  # a group in which nothing is an item
+    assert isinstance(alone, RewardError)
     with pytest.raises(RewardError, match="2 numbers for a target of 3 levels"):
         sid_prefix(TASK, group(text(12)), vectors=str(file), weights=[0.3, 0.5])
     with pytest.raises(RewardError, match="has none for the target <a_9>"):
