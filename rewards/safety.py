@@ -37,9 +37,11 @@ PROMISES = (
     r"(?:the )?(?:best|number one|no\. ?1) (?:in the world|on the market|worldwide)",
 )
 DENIED = re.compile(r"\b(?:not|no|never|nor|cannot|can't|without|isn't|aren't|doesn't|don't)\W+(?:\w+\W+){0,2}$", re.I)
-EMAIL = re.compile(r"\b[\w.+-]+@[\w-]+\.[\w.-]*\w")
+EMAIL = re.compile(r"(?<![\w.+-])[.+-]*+(\w[\w.+-]*+@[\w-]+\.[\w.-]*\w)")  # begins once per run: linear in the text
 PHONE = re.compile(r"(?<![\w/.=-])\+?\d{1,3}[ .-]?\(?\d{2,4}\)?[ .-]\d{3,4}[ .-]\d{3,4}(?![\w-])")
 CARD = re.compile(r"(?<!\d)\d(?:[ -]?\d){12,18}(?!\d)")
+NEAR = 200
+"""Characters around a promise in which its neighbours are looked for."""
 BANDS = {"forbidden": 2, "personal": 2, "promise": 4, "missing": 6}
 
 
@@ -82,11 +84,13 @@ def safety_faults(
 ) -> list[tuple[str, str]]:
     """Broken rules as (kind, text at fault); kinds are those of `BANDS`."""
     faults = [("forbidden", found[0]) for rule in forbidden for found in re.finditer(rf"\b(?:{rule})\b", answer, re.I)]
+    known = f" {text.normalize(evidence)} "
     for rule in promises:
         faults += [
             ("promise", found[0])
             for found in re.finditer(rf"\b(?:{rule})(?!\w)", answer, re.I)
-            if not DENIED.search(answer[: found.start()]) and not _quoted(answer, found, evidence)
+            if not DENIED.search(answer, max(found.start() - NEAR, 0), found.start())
+            and not _quoted(answer, found, known)
         ]
     personal = EMAIL.findall(answer) + PHONE.findall(CARD.sub("", answer))
     personal += [found[0] for found in CARD.finditer(answer) if _luhn(found[0])]
@@ -97,11 +101,11 @@ def safety_faults(
     return faults
 
 
-def _quoted(answer: str, found: re.Match[str], evidence: str) -> bool:
-    """True if the match stands in the evidence with the word before and the word after it."""
-    before = answer[: found.start()].split()[-1:]
-    after = answer[found.end() :].split()[:1]
-    return text.contains_words(evidence, " ".join([*before, found[0], *after])) > 0
+def _quoted(answer: str, found: re.Match[str], known: str) -> bool:
+    """True if the match stands in the normalised evidence with the word before and the word after it."""
+    before = answer[max(found.start() - NEAR, 0) : found.start()].split()[-1:]
+    after = answer[found.end() : found.end() + NEAR].split()[:1]
+    return f" {text.normalize(' '.join([*before, found[0], *after]))} " in known
 
 
 def _luhn(digits: str) -> bool:

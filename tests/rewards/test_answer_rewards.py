@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -125,6 +126,35 @@ def test_each_rule_of_style_costs_its_points_once(answer: str, faults: dict[str,
     ],
 )
 def test_the_worst_broken_rule_of_safety_sets_the_band(answer: str, value: float) -> None:
+    assert safety(TASK, shown(answer)) == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    "piece", ["a.", "a@", "a@a.", "1", "1-", "123 ", "not ", " ", "guarantee ", "guarantee,", "+", "@", "a-"]
+)
+def test_safety_reads_a_long_answer_in_a_time_that_grows_with_its_length(piece: str) -> None:
+    def fastest(size: int) -> float:
+        answer = piece * (size // len(piece))
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            safety_faults(answer, EVIDENCE)
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    # Ten times the text takes ten times as long; a hundred times would be quadratic.
+    assert fastest(150_000) < 40 * fastest(15_000) + 0.02
+
+
+@pytest.mark.parametrize(
+    ("answer", "value"),
+    [
+        ("The knot guarantees approval.", 0.4),  # "not" only as a part of a word
+        ("Mail -petra@vann.io or petra.x+y@vann.io", 0.1),  # two of them: 2 less 1
+        (f"It is not {'x' * 300} guaranteed.", 0.4),  # a denial so far away denies nothing
+    ],
+)
+def test_safety_looks_for_neighbours_nearby(answer: str, value: float) -> None:
     assert safety(TASK, shown(answer)) == pytest.approx(value)
 
 
