@@ -9,8 +9,9 @@ The last factor stops padding with redundant searches. The paper's own Algorithm
 that other reward. Without a reference S_ref is 0 and `ref_available` says so.
 
 `turn_credit` lets the reward speak of turns: each search gets what it added to R_path, so a search that covers a new
-step earns, a repeated or fruitless one pays its share of the efficiency ratio, and the turns add up to R_path. The
-judge speaks of whole trajectories only; turns are always counted by the rules.
+step earns, a repeated or fruitless one pays its share of the efficiency ratio, and the turns add up to R_path as the
+rules count it. What is said of a turn depends on nothing that comes after it, neither on the gate nor on a judge, who
+reads the end: else credit that leaves out what was earned before a turn would bias the gradient.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any, Literal
 
 from rlkit.errors import RewardError
@@ -26,7 +28,7 @@ from rlkit.records import Task, Trajectory
 from rlkit.reward import Score, contract
 from rlkit.rewards.path_judge import OnFailure, path_scores
 from rlkit.search.path import PlanSource
-from rlkit.search.scores import Case, PathScores, efficient, read_case
+from rlkit.search.scores import Case, PathScores, efficient, read_case, rule_scores
 from rlkit.tags import SEARCH_R1_TAGS, Tags
 from rlkit.text import normalize
 
@@ -79,14 +81,18 @@ def path_reward(scores: PathScores, *, num_actions: int, num_reference: int, tra
     return PathReward(s_self=s_self, s_ref=s_ref, value=min(value, 1.0) if tracks.clip_path else value)
 
 
-def turn_gains(case: Case, scores: PathScores, tracks: Tracks, num_turns: int) -> tuple[float, ...]:
-    """What each turn added to R_path, by the rules; NaN for a turn without a search. They add up to R_path."""
+def turn_gains(case: Case, tracks: Tracks, num_turns: int, *, max_plan: int = 4) -> tuple[float, ...]:
+    """What each turn added to R_path by the rules, whatever follows it; NaN for a turn without a search."""
+    rules, path = rule_scores(case, max_plan=max_plan), case.path
     gains, before = [math.nan] * num_turns, 0.0
-    for count, search in enumerate(case.path.searches, start=1):
+    counts = zip(accumulate(case.new_own), accumulate(case.new_reference), strict=True)
+    for count, (search, (own, covered)) in enumerate(zip(path.searches, counts, strict=True), start=1):
+        planned = search.turn >= path.plan_turn  # a plan that is written later counts from there on
         so_far = replace(
-            scores,
-            effective_steps_self=sum(case.new_own[:count]),
-            effective_steps_ref=sum(case.new_reference[:count]),
+            rules,
+            model_plan_steps=rules.model_plan_steps if planned else 0,
+            effective_steps_self=own if planned else 0,
+            effective_steps_ref=covered,
         )
         now = path_reward(so_far, num_actions=count, num_reference=case.num_reference, tracks=tracks).value
         gains[search.turn], before = now - before, now
@@ -162,7 +168,7 @@ def path_centric(
             continue
         scores, counters = said
         reward = path_reward(scores, num_actions=case.num_actions, num_reference=case.num_reference, tracks=tracks)
-        turns = turn_gains(case, scores, tracks, len(trajectory.turns)) if turn_credit and pays else None
+        turns = turn_gains(case, tracks, len(trajectory.turns), max_plan=max_plan) if turn_credit else None
         measured = measure(case, scores, reward) | counters
         results.append(Score(value=reward.value if pays else 0.0, turns=turns, measured=measured))
     return results

@@ -121,14 +121,13 @@ def total_reward(case: Case, scores: PathScores, settings: SearchP1, *, num_turn
     outcome = outcome_reward(path.answer, case.task.answers, scores, alpha=settings.alpha, soft=settings.soft_outcome)
     form = format_value(path.grade, format_mode=settings.format_mode, format_scale=settings.format_scale)
     parts = {"path": paths.value, "outcome": outcome, "format": form}
-    gated = settings.gated(case)
-    if gated:
+    if settings.gated(case):
         parts = dict.fromkeys(parts, 0.0)
     weighted = (settings.lambda_p * parts["path"], settings.lambda_a * parts["outcome"])
     total = math.fsum((*weighted, settings.lambda_f * parts["format"]))
     turns = None
-    if settings.turn_credit and not gated:
-        gains = turn_gains(case, scores, tracks, num_turns)
+    if settings.turn_credit:
+        gains = turn_gains(case, tracks, num_turns, max_plan=settings.max_plan)
         turns = tuple(settings.lambda_p * gain for gain in gains)
     return Score(value=total, turns=turns, measured=parts | measure(case, scores, paths) | grades(path))
 

@@ -50,6 +50,8 @@ class SearchPath:
     """The last closed answer that is not blank."""
     grade: Grade
     """How well it keeps to the protocol."""
+    plan_turn: int = 0
+    """Turn in which the plan was written, an index into `Trajectory.turns`; 0 without a plan."""
 
     @property
     def carried_out(self) -> tuple[str, ...]:
@@ -72,14 +74,16 @@ def parse_path(
     tagged = plan_source == "plan_tag"
     tags = replace(tags, plan=(tags.plan or "plan") if tagged else "")
     found = blocks(((node.author, node.text) for node in trajectory.nodes), tags)
-    source = next((block.text for block in found if block.kind == ("plan" if tagged else "think")), "")
+    source = next((block for block in found if block.kind == ("plan" if tagged else "think")), None)
     answers = [block.text for block in found if block.kind == "answer" and block.text]
     opening = "PR" if tagged else "R"
+    turns = _turns(trajectory)
     return SearchPath(
-        plan=tuple(numbered_items(source)),
-        searches=tuple(_searches(trajectory, found)),
+        plan=tuple(numbered_items(source.text)) if source else (),
+        searches=tuple(_searches(found, turns)),
         answer=answers[-1] if answers else None,
         grade=grade(found, tags, require_search=require_search, opening=opening),
+        plan_turn=turns[source.part] if source else 0,
     )
 
 
@@ -125,12 +129,15 @@ def numbered_items(text: str) -> Iterator[str]:
                 yield item
 
 
-def _searches(trajectory: Trajectory, found: Sequence[Block]) -> Iterator[Search]:
-    turns = dict.fromkeys(node.turn for node in trajectory.nodes if node.author == "policy")
-    order = {turn: index for index, turn in enumerate(turns)}
+def _turns(trajectory: Trajectory) -> list[int]:
+    """For each node the index into `Trajectory.turns` of the turn that it belongs to; 0 before the first."""
+    order = {turn: n for n, turn in enumerate(dict.fromkeys(n.turn for n in trajectory.nodes if n.author == "policy"))}
+    return [order.get(node.turn, 0) for node in trajectory.nodes]
+
+
+def _searches(found: Sequence[Block], turns: Sequence[int]) -> Iterator[Search]:
     for block, after in pairwise((*found, None)):
         if block is not None and block.kind == "search" and block.text:
             said = after.text if after is not None and after.kind == "information" else ""
             passages = "" if said in (NOTHING_FOUND, SEARCH_FAILED) else said
-            turn = order[trajectory.nodes[block.part].turn]
-            yield Search(query=block.text, turn=turn, found=bool(passages), passages=passages)
+            yield Search(query=block.text, turn=turns[block.part], found=bool(passages), passages=passages)

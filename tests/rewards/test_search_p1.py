@@ -6,6 +6,8 @@ import math
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rlkit.errors import RecipeError, RewardError
 from rlkit.judging.path import PATH_JUDGE
@@ -206,8 +208,8 @@ def test_a_right_answer_without_a_search_is_worth_nothing_unless_allowed() -> No
 )
 def test_a_trajectory_without_answer_or_real_search_is_worth_nothing(parts: list[str], why: str) -> None:
     task = asked(*STEPS)
-    found = alone(search_p1, task, path(*parts, task=task), tags=P1, turn_credit=True)
-    assert (found.value, found.turns) == (0.0, None)
+    found = alone(search_p1, task, path(*parts, task=task), tags=P1)
+    assert found.value == 0.0
     assert found.measured["invalid"] == 1.0 and found.measured["outcome"] == 0.0
 
 
@@ -270,14 +272,14 @@ def test_any_accepted_answer_is_right_and_containment_is_not_exact() -> None:
 
 
 def test_three_rewards_in_a_recipe_add_up_to_the_whole() -> None:
-    for queries, given in (
+    for queries, rest in (
         ((STEPS[0], *STEPS), {"plan": STEPS, "answer": "It was Ulm"}),
         (STEPS[:1], {"stray": " so ", "answer": "Bern"}),
         (STEPS, {"answer": None}),
         ((), {}),
     ):
         task = asked(*STEPS)
-        trajectory = searched(*queries, task=task, **given)  # type: ignore[arg-type]
+        trajectory = searched(*queries, task=task, **rest)  # type: ignore[arg-type]
         apart = (
             0.3 * alone(path_centric, task, trajectory, tags=P1).value
             + 0.6 * alone(soft_outcome, task, trajectory, tags=P1).value
@@ -295,6 +297,45 @@ def test_turns_get_what_they_added_and_add_up_to_the_path() -> None:
     assert sum(found.turns[:3]) == pytest.approx(0.3 * found.measured["path"])
     fruitless = run(STEPS[0], "weather in Paris", plan=STEPS, settings={"turn_credit": True})
     assert fruitless.turns is not None and fruitless.turns[1] == pytest.approx(-0.075)
+
+
+PARTS = st.sampled_from([
+    "m:<reasoning>1. red fox 2. fox den</reasoning><tool_call>red fox</tool_call>", "m:<tool_call>red fox</tool_call>",
+    "m:<tool_call>fox den</tool_call>", "m:<tool_call>weather</tool_call>", "m:<tool_call>red",
+    "m:<answer>Ulm</answer>", "m:<answer>Bern</answer>", O, NOTHING, "e: again ",
+])  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None)
+@given(parts=st.lists(PARTS, max_size=9), end=st.integers(0, 9), mode=st.sampled_from(["eq", "alg3"]))
+def test_what_is_said_of_a_turn_depends_on_nothing_that_comes_after_it(parts: list[str], end: int, mode: str) -> None:
+    task = asked("red fox", "fox den")
+    while end < len(parts) and parts[end].startswith("e:"):
+        end += 1  # a turn ends with what the environment said
+    for reward in (search_p1, path_centric):
+        whole, beginning = (
+            alone(reward, task, path(*some, task=task), tags=P1, turn_credit=True, path_mode=mode).turns
+            for some in (parts, parts[:end])
+        )
+        assert whole is not None and beginning is not None
+        assert whole[: len(beginning)] == pytest.approx(beginning, nan_ok=True)
+
+
+def test_a_gate_takes_back_what_the_turns_before_it_earned() -> None:
+    lost = run(*STEPS, plan=STEPS, answer=None, settings={"turn_credit": True})
+    assert lost.turns is not None
+    assert (lost.value, *lost.turns) == pytest.approx((0.0, 0.15, 0.15))  # what remains after them is -0.3
+
+
+def test_a_late_plan_counts_from_its_turn_on() -> None:
+    task = asked()
+    late = path(
+        "m:<tool_call>red fox</tool_call>", O,
+        "m:<reasoning>1. red fox\n2. fox den</reasoning><tool_call>fox den</tool_call>", O,
+        "m:<answer>Ulm</answer>", task=task,
+    )  # fmt: skip
+    found = alone(path_centric, task, late, tags=P1, turn_credit=True)
+    assert found.value == 1.0 and found.turns is not None and found.turns[:2] == pytest.approx((0.0, 1.0))
 
 
 def test_other_tag_names_are_other_words() -> None:
