@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from rlkit.algorithms import cispo, dapo, dr_grpo, grpo, gspo, reinforce_pp, rloo, sft, sibling_grpo
+from rlkit.algorithms import cispo, dapo, dr_grpo, grpo, gspo, reinforce_pp, rloo, sft, sibling_grpo, turn_grpo
 from rlkit.algorithms.base import Algorithm, AlgorithmConfig
 from rlkit.data.packing import pack, uncredited, with_logprobs
 from rlkit.learner.gradient import add_gradients, reference_kl, score_rows
 from rlkit.learner.tree_policy import TreePolicy
 from rlkit.records import ScoredTree
-from tests.forest import random_forest, tiny_model
+from tests.forest import random_forest as bare_forest
+from tests.forest import tiny_model
 
 ALGORITHMS: dict[str, Algorithm] = {
     "grpo": grpo.ALGORITHM,
@@ -31,8 +33,21 @@ ALGORITHMS: dict[str, Algorithm] = {
     "rloo": rloo.ALGORITHM,
     "reinforce_pp": reinforce_pp.ALGORITHM,
     "sibling_grpo": sibling_grpo.ALGORITHM,
+    "turn_grpo": turn_grpo.ALGORITHM,
     "sft": sft.ALGORITHM,
 }
+
+
+def random_forest(seed: int, **options) -> list[ScoredTree]:
+    """Random trees whose second reward speaks of some turns, which only `turn_grpo` listens to."""
+    rng, out = np.random.default_rng(seed), []
+    for scored in bare_forest(seed, **options):
+        silent = rng.random(len(scored.tree.nodes)) < 0.3
+        spoken = np.where(silent, np.nan, rng.normal(0, 1, len(silent)))
+        out.append(replace(scored, terms=(scored.terms[0], replace(scored.terms[1], node_values=spoken))))
+    return out
+
+
 AGGREGATIONS = ["sequence_mean", "sequence_sum", "token_mean", "group_token_mean", "constant"]
 KL_MODES = [None, *itertools.product(["loss", "reward"], ["k1", "k2", "k3"])]
 
@@ -122,11 +137,14 @@ def flat_loss(
                 np.array([r - c.sum() for r, c in zip(rs, cs, strict=True)])
                 for rs, cs in zip(rewards, cost, strict=True)
             ]
-        scalars = flat_advantages(name, rewards, config)
-        advantages = [
-            [torch.full_like(n, float(a)) for n, a in zip(ns, scalar, strict=True)]
-            for ns, scalar in zip(new, scalars, strict=True)
-        ]
+        if name == "turn_grpo":
+            advantages = [flat_turns(s, g, r, config) for s, g, r in zip(forest, groups, rewards, strict=True)]
+        else:
+            scalars = flat_advantages(name, rewards, config)
+            advantages = [
+                [torch.full_like(n, float(a)) for n, a in zip(ns, scalar, strict=True)]
+                for ns, scalar in zip(new, scalars, strict=True)
+            ]
     num_sequences = sum(len(g) for g in groups)
     num_tokens = sum(len(n) for ns in new for n in ns)
     total = torch.zeros((), dtype=torch.float64)
@@ -158,6 +176,33 @@ def flat_loss(
     if name == "sibling_grpo":
         total = total + flat_siblings(forest, groups, new, old, ref, rewards, config)
     return total
+
+
+def flat_turns(scored: ScoredTree, group: np.ndarray, rewards: np.ndarray, config) -> list[Tensor]:
+    """Per trajectory, from its first turn on: what is still to come, less the group's mean, over its deviation."""
+    paths = [[n for n in scored.tree.path(scored.tree.leaves[leaf].node) if n in spoken(scored)] for leaf in group]
+    most = max(map(len, paths))
+    to_come = np.empty((len(paths), most))
+    for row, (path, reward) in enumerate(zip(paths, rewards, strict=True)):
+        left = reward
+        for turn in range(most):
+            to_come[row, turn] = left
+            left -= spoken(scored)[path[turn]] if turn < len(path) else 0.0
+    columns = flat_advantages("grpo", list(to_come.T), config)
+    sizes = [[len(scored.tree.nodes[n].token_ids) for n in path] for path in paths]
+    return [
+        torch.tensor(np.repeat([columns[turn][row] for turn in range(len(size))], size))
+        for row, size in enumerate(sizes)
+    ]
+
+
+def spoken(scored: ScoredTree) -> dict[int, float]:
+    """What the weighted rewards said of each turn of the policy; silence is 0."""
+    found = {index: 0.0 for index, node in enumerate(scored.tree.nodes) if node.author == "policy"}
+    for term in scored.terms:
+        for index in found if term.node_values is not None else ():
+            found[index] += term.weight * np.nan_to_num(term.node_values[index])
+    return found
 
 
 def flat_siblings(forest, groups, new, old, ref, rewards, config) -> Tensor:
