@@ -12,17 +12,19 @@ With `judge`, a language model says the six numbers that the terms rest on (`pat
 trajectory that is not gated; otherwise, and where it fails, the rules do.
 
 Beside its value the reward measures, as terms of weight 0: `path`, `outcome` and `format` as they enter the sum (0
-where gated), the counts and tracks of `path_centric.measure`, the shares `full`, `partial`, `invalid`, and the judge's
-counters (`rlkit.judging.Verdict.measured`).
+where gated), the counts and tracks of `path_centric.measure`, the shares `full`, `partial`, `invalid`, `path_em` (do
+better paths of a group have the right answers?), and the judge's counters (`rlkit.judging.Verdict.measured`).
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from rlkit import text
 from rlkit.errors import RewardError
 from rlkit.judging import Endpoint
 from rlkit.records import Task, Trajectory
@@ -132,6 +134,13 @@ def total_reward(case: Case, scores: PathScores, settings: SearchP1, *, num_turn
     return Score(value=total, turns=turns, measured=parts | measure(case, scores, paths) | grades(path))
 
 
+def correlation(values: Sequence[float], right: Sequence[float]) -> float:
+    """Pearson's r of two columns; NaN where one of them does not differ, which says nothing."""
+    if any(max(column, default=0.0) - min(column, default=0.0) < 1e-9 for column in (values, right)):
+        return math.nan
+    return statistics.correlation(values, right)
+
+
 def _bounds(**settings: Any) -> tuple[float, float]:
     made = SearchP1(**settings)
     most_path = 1.0 if made.clip_path or not made.self_track else PLANNER[-1]
@@ -169,6 +178,11 @@ def search_p1(task: Task, trajectories: Sequence[Trajectory], **settings: Any) -
         scores, counters = said
         score = total_reward(case, scores, made, num_turns=len(trajectory.turns))
         totals.append(replace(score, measured={**score.measured, **counters}))
+    judged = [(place, total) for place, total in enumerate(totals) if isinstance(total, Score)]
+    right = [text.best(text.exact, cases[place].path.answer or "", task.answers) for place, _ in judged]
+    path_em = correlation([total.measured["path"] for _, total in judged], right)
+    for place, total in judged:
+        totals[place] = replace(total, measured={**total.measured, "path_em": path_em})
     return totals
 
 

@@ -89,6 +89,26 @@ reward/<judged>/judge_broken/mean | answers | mean | answers whose JSON could no
 reward/<judged>/judge_tokens/mean | tokens | mean | prompt and completion tokens, as the server counts | trajectories that got a value | steady | What a verdict costs in tokens.
 reward/<judged>/judge_cost/mean | currency | mean | (prompt tokens · prompt_price + completion tokens · completion_price) / 1e6 | trajectories that got a value | steady | What a verdict costs at the endpoint's prices.
 reward/<judged>/judge_s/mean | s | mean | wall clock from first request to verdict, pauses included | trajectories that got a value | far below the judge's deadline_s | How long a verdict takes.
+reward/search_p1/path/mean | reward | mean | R_path, the better of both tracks | trajectories that got a value, 0 where gated | rises, together with exact match | What the path earned, before its weight.
+reward/search_p1/outcome/mean | reward | mean | 1 if exact, else α·r_acc + (1 − α)·r_reason | trajectories that got a value, 0 where gated | rises | What the answer earned, before its weight.
+reward/search_p1/format/mean | reward | mean | 1 full, 0.5 partial | trajectories that got a value, 0 where gated | near 1 after some steps | What the form earned, before its weight.
+reward/<searched>/path_em/mean | Pearson's r | mean | correlation of R_path and exact match among the trajectories of a group | trajectories of groups in which both differ | above 0; at 0 or below the path pays for something else than right answers | Whether the better paths are those that answer right.
+reward/<searched>/full/mean | share | mean | trajectories graded full | trajectories that got a value | rises to near 1 | Keeps to the protocol.
+reward/<searched>/partial/mean | share | mean | trajectories graded partial | trajectories that got a value | falls | An answer and a real search, but loosely written.
+reward/<searched>/invalid/mean | share | mean | trajectories graded invalid | trajectories that got a value | falls to near 0 | No answer or no real search: earns nothing at all.
+reward/<searched>/s_self/mean | reward | mean | r_planner·(n_exec/n_plan)·(n_exec/n_actions) | trajectories that got a value | rises; above 1 with an excellent plan | Self-consistency: a one-step plan and one search maximise it, see one_step_plan.
+reward/<searched>/s_ref/mean | reward | mean | (n_covered/R_ref)·(n_covered/n_actions) | trajectories that got a value, 0 without a reference | rises | Reference alignment: resists that shortcut.
+reward/<searched>/self_won/mean | share | mean | S_self above S_ref | trajectories that got a value | no trend by itself | Which track pays.
+reward/<searched>/one_step_plan/mean | share | mean | n_plan is 1 | trajectories that got a value | steady; rising: the policy games its own plan | Plans of a single step.
+reward/<searched>/planner_score/mean | reward | mean | r_planner, one of 0.2, 0.6, 1.0, 1.2 | trajectories that got a value | near 1; 0.2 means no plan | What the plan is worth; the rules never say 1.2.
+reward/<searched>/n_plan/mean | steps | mean | numbered steps of the own plan | trajectories that got a value | what the questions need | Length of the plan.
+reward/<searched>/n_exec/mean | steps | mean | own steps that were carried out | trajectories that got a value | near n_plan | Plan that became searches.
+reward/<searched>/n_covered/mean | steps | mean | reference steps that were covered, in any order | trajectories that got a value | near ref_steps | Searches that an expert would have made.
+reward/<searched>/n_actions/mean | searches | mean | closed calls with a query, repeated ones included | trajectories that got a value | near n_covered | Searches asked for.
+reward/<searched>/n_repeated/mean | searches | mean | calls whose query was said before | trajectories that got a value | near 0 | Padding.
+reward/<searched>/n_fruitless/mean | searches | mean | calls that covered no new step, own or of the reference | trajectories that got a value | near 0 | Searches that paid nothing.
+reward/<searched>/ref_available/mean | share | mean | the task has a reference | trajectories that got a value | 1; S_ref is 0 elsewhere | Tasks that the reference track can score.
+reward/<searched>/ref_steps/mean | steps | mean | R_ref | trajectories with a reference that got a value | - | Steps of the reference.
 reward/<term>/mean | as the term | mean | Σ_ℓ r_k(ℓ) | leaves where the term is ok | rises if it is trained on | Unweighted value of one reward term.
 reward/<term>/best | as the term | mean | max over ok ℓ of r_k(ℓ) | groups with an ok leaf | above its mean | Best of the group; for a 0/1 term this is pass@G.
 reward/<term>/failed | share | mean | leaves whose status begins with `failed` | leaves where the term was asked (not skipped) | 0; look at the reasons above 0.01 | A reward that raised or ran out of time; its leaves are not trained on if the term has weight.

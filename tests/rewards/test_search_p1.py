@@ -11,18 +11,22 @@ from hypothesis import strategies as st
 
 from rlkit.errors import RecipeError, RewardError
 from rlkit.judging.path import PATH_JUDGE
+from rlkit.metrics import finalise, metric, rollout_metrics
 from rlkit.plugins import PluginSection, config_of
-from rlkit.records import Task
+from rlkit.records import ScoredTree, Task
 from rlkit.reward import Score, contract_of
 from rlkit.rewards.evidence_agreement import agreement, evidence_agreement
 from rlkit.rewards.path_centric import Tracks, path_centric, path_reward
 from rlkit.rewards.search_format import search_format
 from rlkit.rewards.search_p1 import SearchP1, search_p1, total_reward
 from rlkit.rewards.soft_outcome import soft_outcome
+from rlkit.rollout.judge import GROUP, Call, RewardSpec, judge, load
+from rlkit.rollout.scoring import terms_of
 from rlkit.search.path import Grade, Search, SearchPath
 from rlkit.search.references import Reference
 from rlkit.search.scores import Case, PathScores, rule_scores
 from rlkit.settings import build
+from rlkit.transcript import transcript, written
 from tests.rewards.paths import path
 from tests.rewards.search_paths import NOTHING, P1, O, alone, asked, searched
 
@@ -379,6 +383,40 @@ def test_bounds_follow_from_the_settings() -> None:
     assert bounds() == pytest.approx((0.0, 1.06))
     assert bounds(path_mode="alg3", format_scale="literal") == pytest.approx((0.0, 0.97))
     assert bounds(clip_path=True) == pytest.approx((0.0, 1.0))
+
+
+# ------------------------------------------------------------------ what is logged
+
+
+def group_of(task: Task, *paths: tuple[tuple[str, ...], str | None]) -> ScoredTree:
+    """A group of (queries, answer), scored as in training."""
+    spec = RewardSpec(name="search_p1", spec="rlkit.rewards.search_p1:search_p1", settings={"tags": P1})
+    tree = transcript(task, *(written(searched(*queries, task=task, answer=answer)) for queries, answer in paths))
+    outcomes = judge(load(spec)[0], tree, GROUP)
+    return ScoredTree(tree=tree, terms=terms_of([spec], tree, [Call(reward=0, leaf=GROUP)], [outcomes]))
+
+
+def test_the_correlation_of_path_and_exact_match_is_that_inside_groups_that_differ_in_both() -> None:
+    task, half = asked(*STEPS), STEPS[:1]
+    # R_path 0 (gated), 1/2, 1, 1/2 and exact match 0, 1, 1, 0: Σxy = 1/2, Σxx = 1/2, Σyy = 1, r = 1/√2.
+    mixed = group_of(task, (STEPS, None), (half, "Ulm"), (STEPS, "Ulm"), (half, "Bern"))
+    # R_path 1/2, 1 and exact match 1, 0: r = -1.
+    against = group_of(task, (half, "Ulm"), (STEPS, "Bern"))
+    all_right = group_of(task, (half, "Ulm"), (STEPS, "Ulm"), (STEPS, "Ulm"))
+    all_alike = group_of(task, (half, "Ulm"), (half, "Bern"), (half, "Ulm"))
+    pairs = rollout_metrics([mixed, against, all_right, all_alike], learner_version=0)
+    assert pairs["reward/search_p1/path_em/mean"][1] == 6  # four trajectories and two, of twelve
+    assert finalise(pairs)["reward/search_p1/path_em/mean"] == pytest.approx((4 / math.sqrt(2) - 2) / 6)
+    assert "reward/search_p1/path_em/mean" not in finalise(rollout_metrics([all_right], learner_version=0))
+
+
+def test_every_number_beside_the_reward_has_its_own_entry_in_the_dictionary_of_metrics() -> None:
+    measured = run(*STEPS, plan=STEPS).measured
+    units = {name: metric(f"reward/search_p1/{name}/mean").unit for name in measured}
+    assert set(units.values()) == {"reward", "share", "steps", "searches", "Pearson's r"}
+    assert {name: units[name] for name in ("path", "full", "n_plan", "n_actions", "path_em")} == {
+        "path": "reward", "full": "share", "n_plan": "steps", "n_actions": "searches", "path_em": "Pearson's r",
+    }  # fmt: skip
 
 
 # ------------------------------------------------------------------ evidence agreement
