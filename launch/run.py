@@ -44,6 +44,10 @@ def evaluate_recipe(resolved: Resolved, checkpoint: Path | None) -> int:
     from rlkit.evaluate import evaluate
 
     with locked(Path(resolved.recipe.out) / "eval"), run_parts(resolved, checkpoint=checkpoint, log=False) as parts:
+        if parts.index is not None:
+            parts.index.enter("eval")
+            if checkpoint is not None:
+                parts.index.restore_index(index_of(checkpoint), resume=False)
         parts.sync.push(parts.learner)
         trees, metrics = evaluate(resolved.recipe, parts.rollouts, parts.held_out, version=parts.learner.version)
         parts.recorder.trees(0, trees, phase="eval")
@@ -70,6 +74,14 @@ def weights_folder(start: str) -> Path:
     if newest is None:
         raise RecipeError("train.init_from", f"'{start}' holds neither weights, nor adapters, nor checkpoints")
     return newest.folder
+
+
+def index_of(start: Path) -> Any:
+    """What the checkpoint that `--checkpoint` names searched; None where it did not say."""
+    from rlkit.checkpoint import read_checkpoint
+
+    folder = weights_folder(str(start))
+    return read_checkpoint(folder).state.get("index") if (folder / "manifest.json").is_file() else None
 
 
 @contextmanager
@@ -136,6 +148,7 @@ def run_parts(resolved: Resolved, *, checkpoint: Path | None = None, log: bool =
             ledger=ledger,
             recorder=recorder,
             checkpoints=CheckpointStore(run_dir, keep=recipe.train.keep_checkpoints),
+            index=rollouts.index,
         )
         ledger.close()
 

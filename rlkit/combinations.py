@@ -63,6 +63,13 @@ def _sampling(recipe: Recipe) -> Problems:
         yield "model.attention", "'flex' does not compute in float64; use model.attention=sdpa"
     if recipe.learner.kind.startswith("zero") and model.dtype == "float64":
         yield "model.dtype", f"'float64' is lost under learner.kind={recipe.learner.kind}; use fsdp2"
+    refreshes = getattr(recipe.retriever and recipe.retriever.settings, "refresh_every", 0)
+    if refreshes and (rollout.max_staleness or rollout.over_sampling):
+        yield (
+            "retriever.refresh_every",
+            f"{refreshes} with rollouts that go on across steps, which would search two indexes; "
+            "use rollout.max_staleness=0 and rollout.over_sampling=0",
+        )
     if recipe.retriever is None and getattr(recipe.env.load(), "needs_retriever", False):
         yield "retriever", f"missing: env '{recipe.env.kind}' searches; write retriever: {{kind: bm25}}"
 

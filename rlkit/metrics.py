@@ -133,6 +133,8 @@ rollout/rounds | rounds | sum | rounds of the logical clock | since the step bef
 rollout/length_bias | ratio | mean | Σ tokens of trained trajectories / their number, divided by the same over trained and dropped ones | the step | near 1; below 1 the drops favour short answers | How much longer what is trained on is than what was sampled; groups cut short count with what they had.
 rollout/dropped_tokens/<reason> | tokens | mean | policy tokens on the path | trajectories dropped for this reason in the step | near rollout/completion_tokens | Length of what was dropped; of a group that was cut short the tokens it had.
 signals/<name> | as the signal | mean | the environment's count | leaves that report it and did not fail | as the task needs | A count by the environment, such as num_searches.
+index/passages | passages | mean | passages that the refreshed graph is built over | steps before which it was | at most share of the corpus | How much of the corpus the run's own retrievals keep in the graph.
+index/kept | share | mean | of these, the ones that it was built over before | passages of the refreshed graph | towards 1: what is retrieved settles | How much of the graph outlived the refresh.
 advantage/mean | reward | mean | mean of A(p,t) along the path | credit paths with tokens | near 0 for group-relative algorithms | Advantage of a path.
 advantage/std | reward | std | spread of the path advantages | credit paths with tokens | about 1 where the algorithm normalises | Zero means no gradient.
 credit/nonzero | share | mean | tokens with C⁺ ≠ 0 or C⁻ ≠ 0 | unique policy tokens | about groups/effective | Policy tokens that carry any credit at all.
@@ -163,6 +165,7 @@ ratio/deviation | ratio | mean | absolute value of ratio − 1 | ratios | below 
 throughput/tokens_per_s | tokens/s | mean | tokens/learned / timing/learn_s | seconds of learning | steady | Speed of the learner.
 throughput/completion_tokens_per_s | tokens/s | mean | policy tokens sampled / timing/rollout_s | seconds of rollout | steady | Speed of the engines.
 timing/rollout_s | s | sum | wall clock | the step | - | Sampling and environments.
+timing/index_s | s | sum | wall clock | the step | 0 but after every retriever.refresh_every steps | Building the index anew.
 timing/reward_s | s | sum | wall clock | the step | small beside rollout | Reward functions.
 timing/learn_s | s | sum | wall clock | the step | - | Forward, backward, optimizer.
 timing/sync_s | s | sum | wall clock | the step | small beside rollout | Weights from learner to engines.

@@ -33,6 +33,7 @@ from rlkit.policy.base import Sampling
 from rlkit.recipe import Recipe
 from rlkit.recorder import Recorder
 from rlkit.records import CreditedTree, ScoredTree, Task
+from rlkit.retriever import Refreshable
 from rlkit.rollout.branching import Branching
 from rlkit.rollout.ledger import Draw, Ledger, TaskStream
 from rlkit.rollout.loop import RolloutSettings
@@ -113,6 +114,8 @@ class Parts:
     ledger: Ledger
     recorder: Recorder
     checkpoints: CheckpointStore
+    index: Refreshable | None = None
+    """The retriever, where its index is recorded and may follow the run."""
 
     @property
     def settings(self) -> RolloutSettings:
@@ -163,6 +166,7 @@ def train(parts: Parts) -> int:
         for step in range(first + 1, steps + 1):
             clock = Clock()
             with clock.time("step"):
+                refreshed = follow(parts, step, clock)
                 with clock.time("rollout"):
                     found = gather(parts, step, stream)
                 empty = 0 if found.trees else empty + 1
@@ -186,7 +190,7 @@ def train(parts: Parts) -> int:
                         sent = parts.sync.push(parts.learner)
                 parts.ledger.check(step, found.under_way)
             parts.recorder.trees(step, credited)
-            pairs = merge([_described(found, credited, parts), report.metrics, clock.pairs])
+            pairs = merge([_described(found, credited, parts), report.metrics, refreshed, clock.pairs])
             parts.recorder.log(step, finalise(pairs) | _totals(parts.ledger, sent, pairs))
             if _due(recipe.train.eval_every, step, steps):
                 _evaluate(parts, step)
@@ -218,6 +222,24 @@ def gather(parts: Parts, step: int, stream: Stream | None = None) -> Gathered:
         if len(trees) == wanted:
             break
     return Gathered(draws=draws, trees=trees, dropped=dropped)
+
+
+def follow(parts: Parts, step: int, clock: Clock) -> Pairs:
+    """Every `retriever.refresh_every` steps the index is built anew from what training retrieved before this one.
+
+    A rollout must not see two indexes, so this is for runs that sample and train by turns (`rlkit/combinations.py`).
+    """
+    if parts.index is None:
+        return {}
+    every = getattr(parts.recipe.retriever and parts.recipe.retriever.settings, "refresh_every", 0)
+    pairs: Pairs = {}
+    if every and step > 1 and (step - 1) % every == 0:
+        with clock.time("index"):
+            found = parts.index.refresh()
+        pairs["index/passages"] = (float(found.num_passages), 1.0)
+        pairs["index/kept"] = (float(found.num_kept), float(found.num_passages))
+    parts.ledger.searched(parts.index.index_version(), step)
+    return pairs
 
 
 def untrainable(parts: Parts, scored: ScoredTree) -> str | None:
@@ -303,6 +325,8 @@ def resume(parts: Parts, stream: Stream | None = None) -> int:
     found: Checkpoint | None = parts.checkpoints.latest()
     if found is None:
         parts.recorder.resume(-1)  # a run that was killed before its first checkpoint begins anew
+        if parts.index is not None:
+            parts.index.restore_index(None)
         return 0
     mine, theirs = fingerprint(parts.recipe), found.state["recipe"]
     if mine != theirs:
@@ -316,6 +340,8 @@ def resume(parts: Parts, stream: Stream | None = None) -> int:
     parts.ledger.restore(found.state["ledger"])
     if stream is not None:
         stream.restore(found.folder, found.state["schedule"])
+    if parts.index is not None:
+        parts.index.restore_index(found.state.get("index"))
     parts.recorder.resume(found.step)
     return found.step
 
@@ -339,7 +365,11 @@ def _evaluate(parts: Parts, step: int) -> None:
     if not parts.held_out:
         return
     start = time.perf_counter()
+    if parts.index is not None:
+        parts.index.enter("eval")
     trees, metrics = evaluate(parts.recipe, parts.rollouts, parts.held_out, version=parts.learner.version)
+    if parts.index is not None:
+        parts.index.enter("train")
     parts.recorder.trees(step, trees, phase="eval")
     parts.recorder.log(step, metrics | {"timing/eval_s": time.perf_counter() - start}, phase="eval")
 
@@ -360,6 +390,8 @@ def _checkpoint(parts: Parts, step: int, stream: Stream | None, *, must: bool) -
 
     if stream is not None:
         state["schedule"] = stream.state()
+    if parts.index is not None:
+        state["index"] = parts.index.index_state()
     start = time.perf_counter()
     try:
         parts.checkpoints.save(step, write, state)

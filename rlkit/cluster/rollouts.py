@@ -16,6 +16,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, WorkerCrashedError
 
+from rlkit.cluster.index import RayIndex
 from rlkit.cluster.runtime import actor_options
 from rlkit.errors import EngineError
 from rlkit.recipe import Recipe
@@ -43,6 +44,10 @@ class RetrieverActor:
         """See `rlkit.retriever.Retriever`."""
         assert self.retriever is not None
         return await self.retriever.search(queries, top_k)
+
+    async def ask(self, method: str, *arguments: Any, **settings: Any) -> Any:
+        """Call a method of `rlkit.retriever.Refreshable`."""
+        return getattr(self.retriever, method)(*arguments, **settings)
 
 
 class RayRetriever:
@@ -85,9 +90,12 @@ class RayRollouts:
     def __init__(self, recipe: Recipe, model_dir: Path) -> None:
         cluster = recipe.cluster
         retriever = None
+        self.index: RayIndex | None = None
+        """The shared retriever, where its index may follow the run."""
         if recipe.retriever is not None:
             options = actor_options(threads=1, cpus=0) | {"max_concurrency": 1000}
             retriever = ray.remote(RetrieverActor).options(**options).remote(recipe)
+            self.index = RayIndex(retriever) if hasattr(recipe.retriever.load(), "restore_index") else None
         self._make = lambda: (
             ray.remote(RolloutWorker)
             .options(**actor_options(cluster.threads_per_worker, cluster.gpus_per_rollout_worker), max_concurrency=1000)

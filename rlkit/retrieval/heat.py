@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkit.errors import DataError
+from rlkit.retriever import Phase
 
 __all__ = ["CitationHeat", "RetrievalLog", "read_log"]
 
@@ -35,6 +37,12 @@ class CitationHeat:
         while self.window is not None and len(self._queries) > self.window:
             self.counts.subtract(self._queries.pop(next(iter(self._queries))))
 
+    def read(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """The evidence of a log's training queries; held-out questions must not shape what training searches."""
+        for line in lines:
+            if "query" in line and line.get("phase", "train") == "train":
+                self.update(line["query"], line["passages"])
+
     def top(self, share: float, corpus: Sequence[str]) -> list[str]:
         """The hottest ceil(share · |corpus|) passages, ties by id; one that was never retrieved cannot enter."""
         known = {passage for passage in corpus if self.counts[passage] > 0}
@@ -43,43 +51,80 @@ class CitationHeat:
 
 
 class RetrievalLog:
-    """Appends what was retrieved; every query once per index version."""
+    """Appends what was retrieved; every query once per index version and phase."""
 
     def __init__(self, path: Path, *, corpus: str, version: str, allow_changed: bool = False) -> None:
         """Raises `DataError` if `path` is about another corpus, unless `allow_changed`."""
         self.path = path
         self.version = version
-        self._seen: set[str] = set()
+        self.phase: Phase = "train"
+        """Written to lines that are not of training."""
+        self._corpus = corpus
+        self._seen: set[tuple[str, str]] = set()
+        self._writing = threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = list(read_log(path)) if path.is_file() else []
-        about = [line["corpus"] for line in lines if "corpus" in line]
+        self._mend()
+        about = [line["corpus"] for line in self._lines() if "corpus" in line]
         if about and about[-1] != corpus and not allow_changed:
             raise DataError(
                 f"retriever.log: {path} was written over corpus {about[-1]}, this one is {corpus}: the passages "
                 "changed since the run began; set retriever.allow_changed_corpus=true to go on, or choose another `out`"
             )
-        if not about or about[-1] != corpus or lines[-1].get("version", version) != version:
-            self._write({"corpus": corpus, "version": version})
-        self._seen = {line["query"] for line in lines if line.get("version") == version and "query" in line}
+        self.use(version)
+
+    def use(self, version: str) -> None:
+        """Lines from now on are about this version of the index."""
+        lines = self._lines()
+        heads = [(line["corpus"], line.get("version")) for line in lines if "corpus" in line]
+        self.version = version
+        if heads[-1:] != [(self._corpus, version)]:
+            self._write({"corpus": self._corpus, "version": version})
+        mine = (line for line in lines if line.get("version") == version and "query" in line)
+        self._seen = {(line.get("phase", "train"), line["query"]) for line in mine}
 
     def add(self, query: str, passages: Sequence[str], walk: Mapping[str, Any] | None) -> None:
         """Note the final evidence of a query and the walk over the graph that led to it."""
-        if query not in self._seen:
-            self._seen.add(query)
-            self._write({"version": self.version, "query": query, "passages": list(passages), "walk": walk})
+        with self._writing:  # batches run in threads
+            if (self.phase, query) not in self._seen:
+                self._seen.add((self.phase, query))
+                line = {"version": self.version, "query": query, "passages": list(passages), "walk": walk}
+                self._write(line | ({} if self.phase == "train" else {"phase": self.phase}))
+
+    def size(self) -> int:
+        """Bytes written; a place to come back to."""
+        return self.path.stat().st_size if self.path.is_file() else 0
+
+    def cut(self, size: int) -> None:
+        """Forget what was written beyond `size` bytes. Raises `DataError` if there is less."""
+        if self.size() < size:
+            raise DataError(f"retriever.log: {self.path} has {self.size()} of the checkpoint's {size} bytes")
+        with self.path.open("ab") as file:
+            file.truncate(size)
+
+    def _mend(self) -> None:
+        """A line that a killed run left unfinished goes, or the next one would be glued to it."""
+        written = self.path.read_bytes() if self.path.is_file() else b""
+        if written and not written.endswith(b"\n"):
+            self.cut(written.rfind(b"\n") + 1)
+
+    def _lines(self) -> list[dict[str, Any]]:
+        return read_log(self.path) if self.path.is_file() else []
 
     def _write(self, line: Mapping[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log; one that a killed run left unfinished ends it. Raises `DataError` if there is no file."""
+def read_log(path: Path, size: int | None = None) -> list[dict[str, Any]]:
+    """The lines of a log, or of its first `size` bytes; one that a killed run left unfinished ends it.
+
+    Raises `DataError` if there is no file.
+    """
     found = []
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open("rb") as file:
             for line in file:
-                if not line.endswith("\n"):
+                if not line.endswith(b"\n") or (size is not None and file.tell() > size):
                     break
                 found.append(dict(json.loads(line)))
     except (OSError, ValueError, TypeError) as error:

@@ -5,20 +5,21 @@
     question ────────────┴─ graph (walk) ───┘
 
 All channels search what is indexed once, saved and opened memory-mapped. A channel, rewriter or reranker that fails is
-counted and left out; only a search without any channel has failed. With `log` every query is written down: the next
-graph can be built over the passages that were used most (`heat_log`), which is the paper's co-adaptation.
+counted and left out; only a search without any channel has failed.
+
+With `log` every query is written down, and the passages that training used most become the graph: those of an earlier
+run (`heat_log`), and every `refresh_every` steps those of this one. That is the paper's co-adaptation: the policy is
+trained on what the graph finds, and the graph is built of what the policy was given.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import shutil
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,12 +34,13 @@ from rlkit.errors import DataError
 from rlkit.judging import Endpoint
 from rlkit.retrieval.dense import DenseIndex
 from rlkit.retrieval.embed import EmbedderSettings, make_embedder
+from rlkit.retrieval.folders import complete
 from rlkit.retrieval.fusion import different, reciprocal_rank_fusion
 from rlkit.retrieval.graph import Graph, Walk, build_graph
 from rlkit.retrieval.heat import CitationHeat, RetrievalLog, read_log
 from rlkit.retrieval.queries import rewritten, variants
 from rlkit.retrieval.rerank import CrossEncoder, Reranker, RerankSettings, within_deadline
-from rlkit.retriever import Passage, Retrieval
+from rlkit.retriever import IndexReport, Passage, Phase, Retrieval
 from rlkit.settings import at_least
 
 __all__ = ["GraphSettings", "Hybrid"]
@@ -101,8 +103,11 @@ class Hybrid:
         """File that retrievals are written to, e.g. `${out}/retrieval.jsonl`; null: none."""
         heat_log: str | None = None
         """Log of an earlier run; the passages that it used most become the graph."""
-        allow_changed_corpus: bool = False
-        """Go on with a `log` that was written over another corpus."""
+        refresh_every: int = 0
+        """Steps after which the graph is built anew from the passages that training used most, by `heat_log` and
+        `log`; 0: never."""
+        allow_changed_corpus: bool = field(default=False, repr=False)  # not printed: no part of a recipe's fingerprint
+        """Go on with a `log` or a checkpoint of another corpus."""
         progress: bool = False
         """Say on stderr what is being built."""
         batching: Batching = field(default_factory=Batching)
@@ -110,9 +115,13 @@ class Hybrid:
 
         def __post_init__(self) -> None:
             at_least(self, 1, "num_queries", "per_list")
+            at_least(self, 0, "refresh_every")
             unknown = [name for name in self.channels if name not in CHANNELS]
             if unknown or not self.channels:
                 raise ValueError(f"channels: {unknown or self.channels} is not among {', '.join(CHANNELS)}")
+            if self.refresh_every and (self.log is None or "graph" not in self.channels):
+                lacks = "log: null" if self.log is None else f"channels: {self.channels} without graph"
+                raise ValueError(f"{lacks}, but refresh_every={self.refresh_every} builds the graph from the log")
 
     def __init__(self, config: Config, passages: Sequence[Passage], *, reranker: Reranker | None = None) -> None:
         """`reranker` replaces the one of the settings, for tests. Raises `DataError` for an empty or changed corpus."""
@@ -128,30 +137,19 @@ class Hybrid:
         if len(self._rows) < len(self.passages):
             raise DataError("retriever hybrid: passage ids are not unique, so a log could not name them")
         self._temporary = None if config.cache_dir else tempfile.TemporaryDirectory(prefix="rlkit-index-")
-        root = Path(config.cache_dir or str(self._temporary and self._temporary.name)).expanduser()
+        self._root = Path(config.cache_dir or str(self._temporary and self._temporary.name)).expanduser()
         self.corpus = _fingerprint(self.passages)
-        heat = self._heat()
+        self._words = Bm25(Bm25.Config(cache_dir=str(self._root)), self.passages)
+        self._embedder = make_embedder(config.embedder)
+        vectors_key = _digest(self.corpus, FORMAT, self._embedder.fingerprint())
+        self._open_vectors(complete(self._root / f"vectors-{vectors_key}", self._build_vectors))
+        self._graph: Graph | None = None
+        self._open_graph()
         self._log: RetrievalLog | None = None
-        graph_key = repr((config.graph.folders, config.graph.resolution, config.graph.share, heat))
-        self.version = _digest(self.corpus, FORMAT, graph_key if "graph" in config.channels else "")
-        """Of the index: corpus, graph settings and the heat that chose the graph's passages."""
         if config.log:
             self._log = RetrievalLog(
                 Path(config.log), corpus=self.corpus, version=self.version, allow_changed=config.allow_changed_corpus
             )
-        self._words = Bm25(Bm25.Config(cache_dir=str(root)), self.passages)
-        self._embedder = make_embedder(config.embedder)
-        vectors_key = _digest(self.corpus, FORMAT, self._embedder.fingerprint())
-        folder = self._opened(root / f"vectors-{vectors_key}", self._build_vectors)
-        self._open_vectors(folder)
-        self._graph: Graph | None = None
-        if "graph" in config.channels:
-            kept = None if heat is None else [self._rows[passage] for passage in heat]
-            key = _digest(self.version, self._embedder.fingerprint())
-            folder = self._opened(root / f"graph-{key}", partial(self._build_graph, kept))
-            self._graph = Graph.open(folder)
-            self._entities = DenseIndex.open(folder / "entities.faiss")
-            self._summaries = DenseIndex.open(folder / "summaries.faiss")
         self._reranker = reranker
         if reranker is None and config.rerank.kind == "model":
             self._reranker = CrossEncoder(config.rerank)
@@ -173,6 +171,48 @@ class Hybrid:
     def walk(self, question: str) -> Walk:
         """What the graph channel does for one question."""
         return self._walk(question, self._embed([question])[0])
+
+    def index_version(self) -> str:
+        """`version`."""
+        return self.version
+
+    def enter(self, phase: Phase) -> None:
+        """Searches from now on are logged as this phase's."""
+        if self._log is not None:
+            self._log.phase = phase
+
+    def refresh(self) -> IndexReport:
+        """The graph anew, over the passages that training used most so far."""
+        before = self._kept
+        self._open_graph(0 if self._log is None else self._log.size())
+        if self._log is not None:
+            self._log.use(self.version)
+        rows = range(len(self.passages)) if self._kept is None else self._kept
+        kept = len(rows) if before is None else len(set(before).intersection(rows))
+        return IndexReport(version=self.version, num_passages=len(rows), num_kept=kept)
+
+    def index_state(self) -> dict[str, Any]:
+        """Fingerprints, and how much of the log there was, now and when the graph was built."""
+        written = 0 if self._log is None else self._log.size()
+        return {"corpus": self.corpus, "version": self.version, "log": written, "heat": self._heat_size}
+
+    def restore_index(self, state: Mapping[str, Any] | None, *, resume: bool = True) -> None:
+        """The graph of `state`, built of the same part of the log; see `rlkit.retriever.Refreshable`."""
+        if self._log is not None and resume:
+            heat_log = self.config.heat_log
+            if state is not None:
+                self._log.cut(state["log"])
+            elif heat_log is None or Path(heat_log).resolve() != self._log.path.resolve():
+                self._log.cut(0)
+        self._open_graph(0 if state is None else state["heat"])
+        if state is not None and state["version"] != self.version and not self.config.allow_changed_corpus:
+            what = "the passages" if state["corpus"] != self.corpus else "its graph's files or its log"
+            raise DataError(
+                f"retriever: the checkpoint searched index {state['version']}, this one is {self.version}: {what} "
+                "changed since; set retriever.allow_changed_corpus=true to go on all the same, or choose another `out`"
+            )
+        if self._log is not None:
+            self._log.use(self.version)
 
     def _search(self, question: str, top_k: int) -> Retrieval:
         self.counts["queries"] += 1
@@ -288,38 +328,34 @@ class Hybrid:
             "reached": [[self.passages[row].id, graph.names[entity]] for row, entity in walk.reached],
         }
 
-    def _heat(self) -> list[str] | None:
-        """Ids of the passages that become the graph; None: all."""
-        if self.config.heat_log is None or "graph" not in self.config.channels:
-            return None
-        heat = CitationHeat()
-        for line in read_log(Path(self.config.heat_log)):
-            if "query" in line:
-                heat.update(line["query"], line["passages"])
-        return heat.top(self.config.graph.share, list(self._rows))
+    def _open_graph(self, heat_size: int = 0) -> None:
+        """Walk the graph over the passages that the logs used most: `heat_log`, and the first bytes of `log`.
 
-    def _opened(self, folder: Path, build: Callable[[Path], None]) -> Path:
-        """`folder` complete; built first where it is not there. Safe with several processes."""
-        if (folder / "manifest.json").is_file():
-            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-            sizes = {name: (folder / name).stat().st_size if (folder / name).is_file() else -1 for name in manifest}
-            if sizes == manifest:
-                return folder
-            shutil.rmtree(folder)
-            raise DataError(f"{folder}: the cached index is broken and was removed; run again")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
-            draft = Path(scratch, "index")
-            draft.mkdir()
-            build(draft)
-            written = {str(file.relative_to(draft)): file.stat().st_size for file in draft.rglob("*") if file.is_file()}
-            (draft / "manifest.json").write_text(json.dumps(written), encoding="utf-8")
-            try:
-                draft.rename(folder)  # appears complete or not at all
-            except OSError:
-                if not folder.is_dir():  # else another process was faster
-                    raise
-        return folder
+        Over all passages where there is no log. The graph is built where the cache has none for this version.
+        """
+        config = self.config
+        self._heat_size = heat_size
+        self._kept: list[int] | None = None
+        """Rows of the passages that the graph is built over; None: all."""
+        if "graph" not in config.channels:
+            self.version = _digest(self.corpus, FORMAT, "")
+            return
+        heat = CitationHeat()
+        if config.heat_log is not None:
+            heat.read(read_log(Path(config.heat_log)))
+        if heat_size:
+            heat.read(read_log(Path(config.log or ""), heat_size))
+        if config.heat_log is not None or heat_size:
+            self._kept = [self._rows[passage] for passage in heat.top(config.graph.share, list(self._rows))]
+        chosen = "all" if self._kept is None else repr([self.passages[row].id for row in self._kept])
+        files = [_content(Path(folder).expanduser()) for folder in config.graph.folders]
+        self.version = _digest(self.corpus, FORMAT, repr((files, config.graph.resolution)), chosen)
+        """Of the index: corpus, files and settings of the graph, and the passages that it is built over."""
+        key = _digest(self.version, self._embedder.fingerprint())
+        folder = complete(self._root / f"graph-{key}", partial(self._build_graph, self._kept))
+        self._graph = Graph.open(folder)
+        self._entities = DenseIndex.open(folder / "entities.faiss")
+        self._summaries = DenseIndex.open(folder / "summaries.faiss")
 
     def _build_vectors(self, folder: Path) -> None:
         texts = [f"{passage.title}. {passage.text}" for passage in self.passages]
@@ -383,6 +419,15 @@ def _fingerprint(passages: Sequence[Passage]) -> str:
     for passage in passages:
         content = f"\0{passage.id}\0{passage.title}\0{passage.url}\0{passage.text}"
         digest.update(content.encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def _content(folder: Path) -> str:
+    """Digest of a folder's graph files; one that is missing is said when the graph is built."""
+    digest = hashlib.blake2b(digest_size=8)
+    for file in sorted(folder.glob("*.jsonl.gz")):
+        if file.name.startswith(("entities", "edges")):
+            digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()
 
 

@@ -14,7 +14,7 @@ from rlkit.policy.base import Engine, EngineContext
 from rlkit.recipe import Recipe
 from rlkit.records import Task
 from rlkit.render import Renderer
-from rlkit.retriever import Retriever
+from rlkit.retriever import Refreshable, Retriever
 from rlkit.reward import contract_of
 from rlkit.rollout.loop import Rollouts
 from rlkit.rollout.scoring import RewardSpec, Scorer
@@ -90,9 +90,11 @@ def build_rollouts(
     )
     renderer = Renderer(AutoTokenizer.from_pretrained(model_dir, local_files_only=True))
     envs = cast(EnvFactory, recipe.env.load()(recipe.env.settings, retriever))
-    return Rollouts(
+    rollouts = Rollouts(
         envs=envs,
         engine=build_engine(recipe.engine, context),
         renderer=renderer,
         scorer=Scorer(reward_specs(recipe), allow=recipe.network.allow),
     )
+    rollouts.index = retriever if isinstance(retriever, Refreshable) else None
+    return rollouts

@@ -119,6 +119,8 @@ class Ledger:
         self._last = -1  # highest number drawn
         self._pending: dict[int, str] = {}  # number -> address
         self._dropped: Counter[str] = Counter()
+        self.index = ""
+        """Version of the index that the newest draws searched; empty where no index follows the run."""
         self.num_drawn = 0
         """Draws so far."""
         self.num_trained = 0
@@ -153,6 +155,13 @@ class Ledger:
         """Draws given up; `reason` is a short name that metrics count, such as `all_failed` or `stale`."""
         self._record("dropped", draws, step, reason)
 
+    def searched(self, index: str, step: int) -> None:
+        """Draws from `step` on search this version of the index."""
+        if index != self.index:
+            self._write({"event": "index", "step": step, "index": index})
+            self.index = index
+            self._num_events += 1
+
     def check(self, step: int, in_flight: Iterable[Draw] = ()) -> None:
         """Compare the book with the draws that the caller really has. Raises `LedgerError` if they differ."""
         held = {draw.number: draw.address for draw in in_flight}
@@ -185,7 +194,11 @@ class Ledger:
             if not line.endswith(b"\n"):
                 raise LedgerError(f"{self._path} has {self._num_events} of the checkpoint's {state['events']} events")
             event = json.loads(line)
-            self._apply(event["event"], event["draw"], event["task"], event.get("reason", ""))
+            if event["event"] == "index":
+                self.index = event["index"]
+                self._num_events += 1
+            else:
+                self._apply(event["event"], event["draw"], event["task"], event.get("reason", ""))
         if self._totals() != {name: value for name, value in state.items() if name != "events"}:
             raise LedgerError(f"{self._path} leads to {self._totals()}, but the checkpoint says {dict(state)}")
         self._file.truncate(self._file.tell())
@@ -202,19 +215,24 @@ class Ledger:
             "trained": self.num_trained,
             "dropped": self.dropped,
             "pending": list(self._pending),
-        }
+        } | ({"index": self.index} if self.index else {})
 
     def _record(
         self, event: Event, draws: Iterable[Draw], step: int, reason: str = "", clock: int | None = None
     ) -> None:
-        if self._file is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("wb")
+        lines = []
         for draw in draws:
             self._apply(event, draw.number, draw.address, reason)
             entry = {"event": event, "step": step, "draw": draw.number, "task": draw.address}
             more = ({"reason": reason} if reason else {}) | ({} if clock is None else {"clock": clock})
-            self._file.write(json.dumps(entry | more).encode() + b"\n")
+            lines.append(entry | more)
+        self._write(*lines)
+
+    def _write(self, *lines: Mapping[str, Any]) -> None:
+        if self._file is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("wb")
+        self._file.writelines(json.dumps(line).encode() + b"\n" for line in lines)
         self._file.flush()
 
     def _apply(self, event: Event, number: int, address: str, reason: str) -> None:

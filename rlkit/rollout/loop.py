@@ -18,6 +18,7 @@ from rlkit.env import EnvFactory
 from rlkit.policy.base import Engine, Sampling
 from rlkit.records import ScoredTree, Task, Tree
 from rlkit.render import Renderer
+from rlkit.retriever import Refreshable
 from rlkit.rollout.assemble import Path, assemble
 from rlkit.rollout.background import Background
 from rlkit.rollout.branching import Branching, play, with_trunks
@@ -135,6 +136,8 @@ class Rollouts:
         self.engine = engine
         self.renderer = renderer
         self.scorer = scorer
+        self.index: Refreshable | None = None
+        """The retriever of the environments, where its index may follow the run."""
         self.background = Background()
         self._flights: dict[int, Flight] = {}
         self._places: dict[int, asyncio.Semaphore] = {}
