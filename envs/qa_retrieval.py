@@ -7,7 +7,7 @@ but the answer.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rlkit.env import EnvStep
 from rlkit.envs.prompts import check_template, fill
@@ -16,6 +16,7 @@ from rlkit.evidence.passages import estimated_tokens, within_budget
 from rlkit.records import Message, Task
 from rlkit.retriever import Passage, Retriever
 from rlkit.tags import Tags, parse
+from rlkit.text import replaced
 
 __all__ = ["QaEpisode", "QaRetrieval"]
 
@@ -40,7 +41,8 @@ class QaRetrieval:
         top_k: int = 3
         """Passages in the prompt."""
         passage: str = "Doc {rank}(Title: {title}) {text}"
-        """How one passage is printed; one per line. It may name {rank}, {title}, {text} and {url}."""
+        """How one passage is printed; one per line. It may name {rank}, {title}, {text} and {url}; a line of it that
+        names {url} is left out where the passage has none."""
         max_passages_chars: int = 4000
         """All passages together are cut here, between passages; about 1000 tokens of English."""
         max_passages_tokens: int | None = None
@@ -73,13 +75,21 @@ class QaEpisode:
         self._signals = {"num_passages": 0.0}
 
     async def start(self, task: Task) -> EnvStep:
-        """The prompt with the passages. Raises `EnvError` if the search failed: the siblings' prompt differs."""
+        """The prompt with the passages. Raises `EnvError` if the search failed: the siblings' prompt differs.
+
+        `task.data["replace"]` maps words of the passages to those that stand there instead: counterfactual evidence.
+        """
         config = self.config
         [retrieval] = await self.retriever.search([task.question], config.top_k)
         if retrieval.status != "ok":
             raise EnvError(f"retriever: {retrieval.status}")
         self._signals["num_passages"] = float(len(retrieval.passages))
-        passages = "\n".join(self._printed(retrieval.passages))
+        instead = task.data.get("replace") or {}
+        shown = [
+            replace(passage, title=replaced(passage.title, instead), text=replaced(passage.text, instead))
+            for passage in retrieval.passages
+        ]
+        passages = "\n".join(self._printed(shown))
         question = config.tags.inert(task.question)  # neither it nor a passage can pose as the prompt's own tags
         prompt = fill(config.prompt, config.tags, question=question, passages=passages)
         messages = [Message(role="system", content=config.system)] if config.system else []
@@ -91,12 +101,19 @@ class QaEpisode:
         """The passages that fit the budget, whole; ranks from 1."""
         config = self.config
         texts = [
-            config.tags.inert(fill(config.passage, config.tags, rank=str(rank), **_slots(passage)))
+            config.tags.inert(fill(self._form(passage), config.tags, rank=str(rank), **_slots(passage)))
             for rank, passage in enumerate(passages, start=1)
         ]
         if config.max_passages_tokens is not None:
             return within_budget(texts, config.max_passages_tokens, estimated_tokens)
         return within_budget(texts, config.max_passages_chars)
+
+    def _form(self, passage: Passage) -> str:
+        """How this passage is printed: nobody can cite what has no URL."""
+        form = self.config.passage
+        if passage.url or "{url}" not in form:
+            return form
+        return "".join(line for line in form.splitlines(keepends=True) if "{url}" not in line or "{text}" in line)
 
     async def step(self, completion: str) -> EnvStep:
         """The one completion is the answer."""

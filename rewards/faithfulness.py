@@ -13,7 +13,7 @@ them. Where the reference declines to answer, declining is worth 1 and everythin
 is worth 0. The rule cannot see a negation or a paraphrase: it is the stand-in for machines without a judge.
 
 `hallucinated` is logged beside it: 1 if any statement is unsupported by the evidence alone. Its mean is the
-hallucination rate.
+hallucination rate; `unsupported` is the share of such statements.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from rlkit import text
 from rlkit.errors import RewardError
 from rlkit.evidence.passages import evidence_of
-from rlkit.evidence.urls import spans
+from rlkit.evidence.urls import without_urls
 from rlkit.judging import Endpoint
 from rlkit.records import Task, Trajectory
 from rlkit.reward import Score, contract, needs_answers
@@ -76,8 +76,10 @@ def faithfulness(
     evidence = evidence_of(trajectory, evidence_tag)
     invented = unsupported(answer, [evidence], share)
     declined = is_refusal(answer)
+    said = statements(answer)
     measured = {
         "hallucinated": float(bool(invented) and not declined) if answer else math.nan,
+        "unsupported": math.nan if declined or not said else len(invented) / len(said),
         "refused": float(declined) if answer else math.nan,
     }
     if not answer:
@@ -97,7 +99,7 @@ def _by_rule(answer: str, evidence: str, references: Sequence[str], share: float
     said = statements(answer)
     invented = unsupported(answer, [evidence, *references], share)
     support = 1 - len(invented) / len(said) if said else 1.0
-    return (text.best(text.f1, _bare(answer), map(_bare, references)) + support) / 2
+    return (text.best(text.f1, without_urls(answer), map(without_urls, references)) + support) / 2
 
 
 def is_refusal(answer: str) -> bool:
@@ -107,7 +109,7 @@ def is_refusal(answer: str) -> bool:
 
 def statements(answer: str) -> list[str]:
     """The sentences of `answer` that claim something."""
-    return [sentence for sentence in _sentences(_bare(answer)) if len(_content(sentence)) >= 2]
+    return [sentence for sentence in _sentences(without_urls(answer)) if len(_content(sentence)) >= 2]
 
 
 def unsupported(answer: str, sources: Sequence[str], share: float = 0.6) -> list[str]:
@@ -123,13 +125,6 @@ def unsupported(answer: str, sources: Sequence[str], share: float = 0.6) -> list
         return any(len(wanted & window) >= share * len(wanted) for window in windows)
 
     return [statement for statement in statements(answer) if not supported(statement)]
-
-
-def _bare(answer: str) -> str:
-    """`answer` without its URLs."""
-    for start, end, _ in reversed(list(spans(answer))):
-        answer = f"{answer[:start]} {answer[end:]}"
-    return answer
 
 
 def _sentences(passage: str) -> list[str]:

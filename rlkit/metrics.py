@@ -109,6 +109,21 @@ reward/<searched>/n_repeated/mean | searches | mean | calls whose query was said
 reward/<searched>/n_fruitless/mean | searches | mean | calls that covered no new step, own or of the reference | trajectories that got a value | near 0 | Searches that paid nothing.
 reward/<searched>/ref_available/mean | share | mean | the task has a reference | trajectories that got a value | 1; S_ref is 0 elsewhere | Tasks that the reference track can score.
 reward/<searched>/ref_steps/mean | steps | mean | R_ref | trajectories with a reference that got a value | - | Steps of the reference.
+reward/<faithful>/hallucinated/mean | share | mean | 1 if the evidence alone does not support some statement of the answer and the answer does not decline | answers that are not blank | falls towards 0 | The hallucination rate; a statement is a sentence with two words of content, URLs left out.
+reward/<faithful>/unsupported/mean | share | mean | statements that the evidence does not support / statements | answers that state something and do not decline | falls towards 0 | How much of an answer is unsupported.
+reward/<faithful>/refused/mean | share | mean | the first two sentences say that there is no answer | answers that are not blank | about the share of unanswerable questions | Declining is safe everywhere; a rise without unanswerable_declined is a retreat.
+reward/<cites>/any_invalid/mean | share | mean | 1 if the answer holds a URL that is neither in the evidence nor approved and alive | trajectories that got a value | falls towards 0 | The rate of URL hallucination, per answer.
+reward/<cites>/num_invalid/mean | URLs | mean | different URLs that are neither in the evidence nor approved and alive | trajectories that got a value | falls towards 0 | Times 1000: invented URLs per 1000 answers; by num_urls: their share.
+reward/<cites>/num_urls/mean | URLs | mean | different URLs of the answer | trajectories that got a value | as the task needs; a steady rise is link spam | How many links an answer has.
+reward/<cites>/without_url/mean | share | mean | 1 if the answer has no URL | trajectories that got a value | as the task needs; near 1 the policy avoids the risk | Answers that cite nothing.
+reward/<cites>/num_leaks/mean | links | mean | bare domains, other schemes and hosts beyond ASCII | trajectories that got a value | 0; a rise evades the rule | Links that a reader may follow and the reward does not see.
+reward/<cites>/reference_only/mean | URLs | mean | invalid URLs that the reference cites | trajectories that got a value | near 0; above it the evidence is incomplete | Links that are right and that retrieval did not bring.
+reward/<right>/complete/mean | share | mean | statements of the reference that the answer supports / its statements, best reference | answerable questions | rises | How much of what is to be said was said.
+reward/<right>/cited/mean | share | mean | URLs of the references that the answer cites / those URLs | questions whose reference cites | rises | Recall of links.
+reward/<right>/unanswerable_declined/mean | share | mean | 1 if the answer declines | questions whose reference declines | near 1 | Unanswerable questions that were left unanswered.
+reward/<right>/answerable_declined/mean | share | mean | 1 if the answer declines | questions whose reference answers | near 0 | The price of declining.
+reward/<right>/evidence_followed/mean | share | mean | 1 if the answer says the turned word and not the usual one | counterfactual questions whose evidence was shown | near 1 | Faithfulness where evidence and memory disagree.
+reward/<right>/memory_preferred/mean | share | mean | 1 if the answer says the usual word and not the turned one | counterfactual questions whose evidence was shown | near 0 | Answers from memory, against the evidence.
 reward/<term>/mean | as the term | mean | Σ_ℓ r_k(ℓ) | leaves where the term is ok | rises if it is trained on | Unweighted value of one reward term.
 reward/<term>/best | as the term | mean | max over ok ℓ of r_k(ℓ) | groups with an ok leaf | above its mean | Best of the group; for a 0/1 term this is pass@G.
 reward/<term>/failed | share | mean | leaves whose status begins with `failed` | leaves where the term was asked (not skipped) | 0; look at the reasons above 0.01 | A reward that raised or ran out of time; its leaves are not trained on if the term has weight.

@@ -73,6 +73,7 @@ TABLES: dict[Family, dict[str, str]] = {
         "evidence_agreement": "rlkit.rewards.evidence_agreement:evidence_agreement",
         "url_validity": "rlkit.rewards.url_validity:url_validity",
         "faithfulness": "rlkit.rewards.faithfulness:faithfulness",
+        "answer_accuracy": "rlkit.rewards.answer_accuracy:answer_accuracy",
         "style": "rlkit.rewards.style:style",
         "safety": "rlkit.rewards.safety:safety",
     },

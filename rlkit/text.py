@@ -10,12 +10,25 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
-__all__ = ["best", "contains", "contains_words", "exact", "f1", "normalize", "without_thoughts", "words"]
+__all__ = [
+    "best",
+    "contains",
+    "contains_words",
+    "exact",
+    "f1",
+    "normalize",
+    "replaced",
+    "rouge_l",
+    "without_thoughts",
+    "words",
+]
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+_CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
+_TOKEN = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+")
 
 
 def normalize(text: str) -> str:
@@ -53,6 +66,37 @@ def f1(answer: str, gold: str) -> float:
     given, wanted = words(answer), words(gold)
     shared = (Counter(given) & Counter(wanted)).total()
     return 2 * shared / (len(given) + len(wanted)) if shared else 0.0
+
+
+def rouge_l(answer: str, gold: str) -> float:
+    """ROUGE-L, F-measure with beta = 1 (Lin 2004, aclanthology.org/W04-1013): 2·LCS / (len + len) of the tokens.
+
+    Tokens are words, and the single characters of Chinese, Japanese and Korean; articles count, nothing is stemmed.
+    """
+    given, wanted = _TOKEN.findall(answer.lower()), _TOKEN.findall(gold.lower())
+    return 2 * _common(given, wanted) / (len(given) + len(wanted)) if given and wanted else 0.0
+
+
+def _common(first: list[str], second: list[str]) -> int:
+    """Length of the longest common subsequence, a row of the table per machine word (Hyyrö 2004)."""
+    places: dict[str, int] = {}
+    for index, token in enumerate(first):
+        places[token] = places.get(token, 0) | 1 << index
+    everything = (1 << len(first)) - 1
+    row = everything  # a 0 where the row of the table rises
+    for token in second:
+        found = row & places.get(token, 0)
+        row = ((row + found) | (row - found)) & everything
+    return len(first) - row.bit_count()
+
+
+def replaced(text: str, words: Mapping[str, str]) -> str:
+    """`text` with each of `words` replaced where it stands alone, so never inside a URL or a longer word."""
+    if not words:
+        return text
+    either = "|".join(map(re.escape, sorted(words, key=len, reverse=True)))
+    alone = rf"(?<![\w./=&?%#@:~+-])(?:{either})(?![\w/=&?%#@~+-]|[.,:]\w)"
+    return re.sub(alone, lambda found: words[found[0]], text)
 
 
 def best(metric: Callable[[str, str], float], answer: str, golds: Iterable[str]) -> float:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlkit.text import best, contains, contains_words, exact, f1, normalize
+from rlkit.text import best, contains, contains_words, exact, f1, normalize, replaced, rouge_l
 
 
 @pytest.mark.parametrize(
@@ -67,3 +67,39 @@ def test_metrics_are_ordered_and_bounded_for_any_text(answer: str, gold: str) ->
     assert normalize(normalize(answer)) == normalize(answer)
     assert 0.0 <= exact(answer, gold) <= contains_words(answer, gold) <= contains(answer, gold) <= 1.0
     assert exact(answer, gold) <= f1(answer, gold) <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "score"),
+    [
+        ("The cat sat.", "the cat on the mat sat", 2 * 3 / (3 + 6)),  # the, cat, sat in order
+        ("sat cat the", "the cat sat", 2 * 1 / (3 + 3)),  # order counts: one of three
+        ("no no no", "no", 2 * 1 / (3 + 1)),
+        ("广告审核", "审核广告时间", 2 * 2 / (4 + 6)),  # characters: either half, in order
+        ("x", "x", 1.0),
+        ("", "x", 0.0),
+        ("!?", "x", 0.0),
+    ],
+)
+def test_rouge_l_is_the_share_of_the_longest_common_subsequence(answer: str, gold: str, score: float) -> None:
+    assert rouge_l(answer, gold) == pytest.approx(score)
+    assert rouge_l(gold, answer) == pytest.approx(score)
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=12), st.lists(st.sampled_from("abc"), max_size=12))
+def test_rouge_l_equals_the_textbook_table(first: list[str], second: list[str]) -> None:
+    table = [[0] * (len(second) + 1) for _ in range(len(first) + 1)]
+    for i, a in enumerate(first):
+        for j, b in enumerate(second):
+            table[i + 1][j + 1] = table[i][j] + 1 if a == b else max(table[i][j + 1], table[i + 1][j])
+    wanted = 2 * table[-1][-1] / (len(first) + len(second)) if first and second else 0.0
+    assert rouge_l(" ".join(first), " ".join(second)) == pytest.approx(wanted)
+
+
+def test_words_are_replaced_where_they_stand_alone() -> None:
+    text = "Pay 5 dollars (5), not 15 or 5.5; see https://a.com/5?n=5#5 and -5. Daily, 5."
+    assert replaced(text, {"5": "9", "Daily": "Monthly"}) == (
+        "Pay 9 dollars (9), not 15 or 5.5; see https://a.com/5?n=5#5 and -5. Monthly, 9."
+    )
+    assert replaced("a b", {"a": "b", "b": "a"}) == "b a"  # both at once
+    assert replaced(text, {}) == text

@@ -8,12 +8,17 @@ Layout of the folder, one JSON object per line of each file:
 
 `test` is the published part of the test questions, `dev` a fifth of the training questions, chosen by their ids.
 Questions of folders named in `unanswerable` are asked without their pages: the reference answer declines.
+
+Counterfactual questions are made of answerable ones: a number of the answer, or a word that has an opposite, which its
+pages hold too, is another one in the reference and, by `task.data["replace"]`, in the evidence that is shown. Only an
+answer that follows the evidence is right (FaithEval, Ming et al. 2025, arXiv:2410.03727). For `dev` and `test` only.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,12 +31,27 @@ from rlkit.errors import DataError, nearest
 from rlkit.records import Task
 from rlkit.retriever import Passage
 from rlkit.settings import at_least
+from rlkit.text import replaced
 
-__all__ = ["DECLINED", "DocsQa"]
+__all__ = ["DECLINED", "DocsQa", "counterfactual"]
 
 SPLITS = {"train": "qa_train", "dev": "qa_train", "test": "qa_test_public"}
 DECLINED = "The documentation does not contain an answer to this question."
 """Reference answer of a question without one."""
+NUMBER = re.compile(r"(?<!\S)\(?[a-z]+[,;:]? \(?(\d{1,4})(?![\w/=&?%#@~+-]|[.,:]\w)")
+"""After a word in lower case: neither the number of a list's item nor that of a product (Dynamics 365)."""
+OPPOSITES = (
+    ("required", "optional"),
+    ("automatically", "manually"),
+    ("enabled", "disabled"),
+    ("minimum", "maximum"),
+    ("increase", "decrease"),
+    ("daily", "monthly"),
+    ("public", "private"),
+    ("mandatory", "forbidden"),
+    ("supported", "unsupported"),
+)
+"""Words of which a counterfactual question turns the first that it finds; each stands for the other."""
 DEV_SHARE = 5
 """One in so many training questions is held out."""
 
@@ -51,6 +71,8 @@ class DocsQa:
         """Folders whose questions are asked although their pages are not there."""
         num_unanswerable: int = 16
         """At most so many of these per split, from the front."""
+        num_counterfactual: int = 0
+        """At most so many counterfactual questions in `dev` and in `test`, from the front."""
         grounded: bool = False
         """Only questions whose answer cites or lies on one of the pages; other answers have no evidence here."""
         cite: Literal["published", "page"] = "published"
@@ -62,7 +84,7 @@ class DocsQa:
 
         def __post_init__(self) -> None:
             at_least(self, 1, "limit")
-            at_least(self, 0, "num_unanswerable")
+            at_least(self, 0, "num_unanswerable", "num_counterfactual")
             at_least(self, 16, "chunk_words")
             if not self.corpora:
                 raise ValueError("corpora: is empty; name folders such as microsoft_ads")
@@ -79,9 +101,10 @@ class DocsQa:
         if split not in SPLITS:
             raise DataError(f"task docs_qa: unknown split {split!r}{nearest(split, SPLITS)}")
         found = [task for folder in self.config.corpora for task in self._tasks(folder, split, self.config.limit)]
+        turned = self._turned(found) if split != "train" and self.config.num_counterfactual else []
         for folder in self.config.unanswerable:
             found += self._tasks(folder, split, self.config.num_unanswerable, answerable=False)
-        return found
+        return found + turned
 
     def passages(self) -> Sequence[Passage]:
         """All pages in passages; a page without URL can be read but not cited, one without text has none."""
@@ -110,6 +133,17 @@ class DocsQa:
         if answerable and self.config.grounded:
             tasks = [task for task in tasks if task.data["pages"]]
         return tasks[:limit]
+
+    def _turned(self, tasks: Sequence[Task]) -> list[Task]:
+        """The counterfactual questions of these."""
+        texts: dict[str, list[str]] = {}
+        for passage in self._passages:
+            texts.setdefault(passage.url, []).append(passage.text)
+        made = (
+            counterfactual(task, "\n".join(text for page in task.data["pages"] for text in texts.get(page, ())))
+            for task in tasks
+        )
+        return [task for task in made if task is not None][: self.config.num_counterfactual]
 
     def _task(self, folder: str, row: Mapping[str, Any], answerable: bool) -> Task:
         pages = [str(url).partition("#")[0] for url in row.get("cited_pages") or ()]
@@ -144,6 +178,35 @@ class DocsQa:
                     yield row
         except (OSError, EOFError, zlib.error, ValueError, AttributeError, KeyError) as error:
             raise DataError(f"{file}:{max(line, 1)}: cannot be read: {error}") from error
+
+
+def counterfactual(task: Task, evidence: str) -> Task | None:
+    """The question with another answer and evidence to match; None where `evidence` holds nothing to turn.
+
+    The new number depends on the task's id alone and occurs neither in the reference nor in the evidence.
+    """
+    reference = task.answers[0]
+    known = {*re.findall(r"\d+", reference), *re.findall(r"\d+", evidence)}
+    for old in NUMBER.findall(reference):
+        new = int(old) + 1 + zlib.crc32(task.id.encode()) % 9
+        while str(new) in known:
+            new += 1
+        if (turned := _turn(task, evidence, {old: str(new)})) is not None:
+            return turned
+    for pair in OPPOSITES:
+        for old, new_word in (pair, pair[::-1]):
+            both = {old: new_word, old.capitalize(): new_word.capitalize()}
+            if not re.search(rf"\b{new_word}\b", reference, re.I) and (turned := _turn(task, evidence, both)):
+                return turned
+    return None
+
+
+def _turn(task: Task, evidence: str, words: dict[str, str]) -> Task | None:
+    answers = tuple(replaced(answer, words) for answer in task.answers)
+    if answers == task.answers or replaced(evidence, words) == evidence:
+        return None
+    data = {**task.data, "counterfactual": True, "replace": words}
+    return Task(id=f"{task.id}~counterfactual", question=task.question, answers=answers, data=data)
 
 
 def _anchors(links: Sequence[Mapping[str, Any]] | None) -> dict[str, str]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-__all__ = ["MAX_LENGTH", "canonical", "extract_urls", "leaks", "spans", "under_prefix"]
+__all__ = ["MAX_LENGTH", "canonical", "extract_urls", "leaks", "spans", "under_prefix", "without_urls"]
 
 MAX_LENGTH = 2048
 """Characters; a longer URL may equal one of the evidence, but no prefix approves it."""
@@ -48,6 +48,13 @@ def spans(text: str) -> Iterator[tuple[int, int, str]]:
 def extract_urls(text: str) -> list[str]:
     """The different URLs of `text` in canonical form, by first occurrence."""
     return list(dict.fromkeys(url for _, _, url in spans(text)))
+
+
+def without_urls(text: str) -> str:
+    """`text` with a space in place of each URL."""
+    for start, end, _ in reversed(list(spans(text))):
+        text = f"{text[:start]} {text[end:]}"
+    return text
 
 
 def canonical(url: str) -> str:

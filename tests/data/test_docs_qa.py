@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlkit.data.chunks import absolute_links, chunks, with_urls
-from rlkit.data.docs_qa import DECLINED, DocsQa
+from rlkit.data.docs_qa import DECLINED, DocsQa, counterfactual
 from rlkit.errors import DataError
 from rlkit.evidence.urls import extract_urls
+from rlkit.records import Task
 
 DATA = Path(os.environ.get("RLKIT_DATA", "")) / "docs_qa"
 PAGE = {
@@ -96,6 +97,40 @@ def test_questions_without_their_pages_are_declined_in_the_reference(root: Path)
     asked = [task for task in tasks if task.data["unanswerable"]]
     assert len(asked) == 2
     assert {task.answers for task in asked} == {(DECLINED,)}
+
+
+def test_a_number_of_answer_and_pages_is_another_one_in_a_counterfactual_question() -> None:
+    task = Task(id="q", question="How much?", answers=("You pay 5 dollars, see https://a.com/5.",), data={"pages": []})
+    turned = counterfactual(task, "At least 5 dollars. Not 12.")
+    # crc32(b"q") % 9 is 8, so 5 + 1 + 8 = 14: neither in the reference nor in the evidence
+    assert turned is not None
+    assert (turned.id, turned.question) == ("q~counterfactual", "How much?")
+    assert turned.answers == ("You pay 14 dollars, see https://a.com/5.",)
+    assert turned.data == {"pages": [], "counterfactual": True, "replace": {"5": "14"}}
+    taken = counterfactual(task, "At least 5 dollars. Not 14.")
+    assert taken is not None and taken.data["replace"] == {"5": "15"}
+    assert counterfactual(task, "At least five dollars.") is None  # nothing in the evidence to turn
+
+
+def test_without_a_number_a_word_is_turned_into_its_opposite() -> None:
+    task = Task(id="q", question="?", answers=("Dynamics 365 does it automatically.",))
+    turned = counterfactual(task, "Automatically, in Dynamics 365.")
+    assert turned is not None and turned.answers == ("Dynamics 365 does it manually.",)
+    assert turned.data["replace"] == {"automatically": "manually", "Automatically": "Manually"}
+    both = Task(id="q", question="?", answers=("Done automatically, not manually.",))
+    assert counterfactual(both, "Automatically.") is None  # it would contradict itself
+
+
+def test_counterfactual_questions_are_for_evaluation_alone(tmp_path: Path) -> None:
+    row = QUESTION | {"answer_markdown": "", "answer": "At least 5 dollars."}
+    pages = [PAGE | {"url": "https://a.com/docs"}]
+    write(tmp_path, "ads", pages=pages, qa_train=[row | {"id": f"q{n}"} for n in range(40)], qa_test_public=[row])
+    made = source(tmp_path, num_counterfactual=2)
+    turned = [task for task in made.tasks("dev") if task.data.get("counterfactual")]
+    assert len(turned) == 2 and made.tasks("dev")[-2:] == turned
+    assert len(made.tasks("test")) == 2
+    assert not any(task.data.get("counterfactual") for task in made.tasks("train"))
+    assert made.tasks("dev") == source(tmp_path, num_counterfactual=2).tasks("dev")
 
 
 def test_a_page_without_url_can_be_read_and_one_without_text_has_no_passage(tmp_path: Path) -> None:

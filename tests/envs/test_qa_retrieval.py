@@ -11,15 +11,16 @@ from rlkit.env import EnvStep
 from rlkit.envs.qa_retrieval import QaRetrieval
 from rlkit.errors import EnvError
 from rlkit.records import Task
+from rlkit.retriever import Passage
 from tests.envs.libraries import OSSIN, VELMORA, Shelf
 
 TASK = Task(id="t", question="Who is the mayor of Velmora?", answers=("Tarek Lundvig",))
 
 
-def play(completion: str, shelf: Shelf | None = None, **config: Any) -> tuple[EnvStep, EnvStep]:
+def play(completion: str, shelf: Shelf | None = None, task: Task = TASK, **config: Any) -> tuple[EnvStep, EnvStep]:
     async def run() -> tuple[EnvStep, EnvStep]:
         env = QaRetrieval(QaRetrieval.Config(**config), shelf or Shelf(VELMORA, OSSIN)).make()
-        said = await env.start(TASK), await env.step(completion)
+        said = await env.start(task), await env.step(completion)
         await env.close()
         return said
 
@@ -59,3 +60,23 @@ def test_a_failed_search_fails_the_trajectory() -> None:
 def test_a_prompt_without_a_place_for_passages_is_refused() -> None:
     with pytest.raises(ValueError, match=r"prompt: .* lacks \{passages\}"):
         QaRetrieval.Config(prompt="Question: {question}")
+
+
+def test_a_page_without_url_has_no_line_about_one() -> None:
+    nowhere = Passage(id="n", title="Nowhere", text="No address.")
+    shown = {"passage": "{title}\nURL: {url}\n{text}", "prompt": "{passages}|{question}"}
+    start, _ = play("x", Shelf(nowhere), top_k=1, **shown)
+    assert start.messages[0].content.startswith("Nowhere\nNo address.|")
+    named = Passage(id="n", title="Nowhere", text="An address.", url="https://a.com/n")
+    start, _ = play("x", Shelf(named), top_k=1, **shown)
+    assert start.messages[0].content.startswith("Nowhere\nURL: https://a.com/n\nAn address.|")
+    start, _ = play("x", Shelf(nowhere), top_k=1, passage="{text} <{url}>", prompt="{passages}|{question}")
+    assert start.messages[0].content.startswith("No address. <>|")  # the text stays
+
+
+def test_counterfactual_evidence_is_shown_as_the_task_says_and_keeps_its_urls() -> None:
+    page = Passage(id="p", title="Limit 5", text="At most 5 ads, see https://a.com/5.", url="https://a.com/5")
+    task = Task(id="c", question="How many?", data={"replace": {"5": "9"}})
+    form = {"passage": "{title}|{url}|{text}", "prompt": "{passages}|{question}"}
+    start, _ = play("x", Shelf(page), task, top_k=1, **form)
+    assert start.messages[0].content.startswith("Limit 9|https://a.com/5|At most 9 ads, see https://a.com/5.")

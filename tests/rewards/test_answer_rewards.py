@@ -54,7 +54,7 @@ def test_an_invented_statement_among_true_ones_halves_the_support() -> None:
     score = faithfulness(TASK, shown(answer))
     # 7 shared words of 14 and 7: F1 = 14/21; support 1 of 2.
     assert score.value == pytest.approx((2 / 3 + 1 / 2) / 2)
-    assert score.measured == {"hallucinated": 1.0, "refused": 0.0}
+    assert score.measured == {"hallucinated": 1.0, "unsupported": 0.5, "refused": 0.0}
 
 
 def test_support_ignores_urls_and_sentences_without_content() -> None:
@@ -70,7 +70,8 @@ def test_declining_is_right_exactly_where_the_reference_declines() -> None:
     assert faith("I don’t know.") == 0.0  # noqa: RUF001
     assert not is_refusal(GOLD)
     measured = faithfulness(TASK, shown("I cannot find the carrier pigeon of refunds.")).measured
-    assert measured == {"hallucinated": 0.0, "refused": 1.0}
+    assert (measured["hallucinated"], measured["refused"]) == (0.0, 1.0)
+    assert math.isnan(measured["unsupported"])  # whoever declines states nothing
 
 
 def test_silence_earns_nothing_from_any_of_the_rewards() -> None:
