@@ -86,14 +86,12 @@ def _from_titles(question: str, titles: list[str]) -> Iterator[Step]:
 
 
 def _without_answer(task: Task, step: Step) -> Step:
-    """The step with the question's own words as query, where its query would tell an answer that nobody
-    asked.
-    """
+    """The step in the question's own words, where its query would tell an answer that nobody asked."""
     told = best(contains_words, step.query, task.answers) > best(contains_words, task.question, task.answers)
     if not told:
         return step
-    keywords = " ".join(word for word in words(task.question) if word not in FUNCTION_WORDS)
-    return Step(goal="what the question describes", query=keywords or task.question, result=step.result)
+    keywords = " ".join(word for word in words(task.question) if word not in FUNCTION_WORDS) or task.question
+    return Step(goal=keywords, query=keywords, result=step.result)  # a goal in other words no query could carry out
 
 
 def resolve(text: str, results: list[str]) -> str:

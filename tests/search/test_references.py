@@ -10,6 +10,7 @@ import pytest
 
 from rlkit.data.multihop import Multihop
 from rlkit.records import Task
+from rlkit.search.annotation import steps as annotated_steps
 from rlkit.search.matching import num_covered
 from rlkit.search.references import reference_of
 
@@ -54,6 +55,14 @@ def test_a_step_that_would_tell_the_answer_is_left_out() -> None:
     assert steps(task(supporting_titles=["Ulm"])) is None
 
 
+def test_a_step_that_would_tell_the_answer_is_searched_in_the_words_of_the_question_and_says_so() -> None:
+    [first, second] = annotated_steps(
+        task(question="Where does the Danube meet its city?", supporting_titles=["Ulm", "Danube"])
+    )
+    assert (first.goal, first.query) == ("facts about Danube", "Danube")
+    assert second.goal == second.query == "danube meet city"  # a goal in other words no query could carry out
+
+
 def test_a_task_that_nobody_annotated_has_no_reference() -> None:
     assert steps(task()) is None
 
@@ -67,3 +76,12 @@ def test_nearly_every_annotated_question_has_a_reference_that_does_not_tell_the_
     tasks = Multihop(Multihop.Config(path=str(DATA), datasets=[name])).tasks("dev")
     found = [reference_of(each) for each in tasks]
     assert sum(reference is not None for reference in found) > 0.95 * len(tasks)
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="RLKIT_DATA has no multihop_qa")
+@pytest.mark.parametrize("name", ["musique", "2wikimultihopqa", "hotpotqa"])
+def test_nearly_every_annotated_search_carries_out_its_own_step(name: str) -> None:
+    tasks = Multihop(Multihop.Config(path=str(DATA), datasets=[name])).tasks("train")
+    paths = [annotated_steps(each) for each in tasks]
+    done = [num_covered([s.goal for s in path], [s.query for s in path]) == len(path) for path in paths]
+    assert sum(done) > 0.97 * len(done)
