@@ -47,6 +47,8 @@ class AlgorithmConfig:
     """Where the KL enters: a term of the loss, or subtracted from the reward."""
     kl_estimator: KlEstimator = "k3"
     """Schulman's k1, k2 or k3."""
+    kl_max: float | None = None
+    """Bound of a token's KL estimate on both sides, in nats; None: unbounded. Search-R1's code cuts at 10."""
     entropy_coef: float = 0.0
     """Weight of an entropy bonus in the loss."""
     importance: ImportanceKind = "none"
@@ -69,6 +71,8 @@ class AlgorithmConfig:
                 raise ValueError(f"{name}: {getattr(self, name)} is below 0")
         if self.constant_tokens < 1:
             raise ValueError(f"constant_tokens: {self.constant_tokens} is below 1")
+        if self.kl_max is not None and self.kl_max <= 0:
+            raise ValueError(f"kl_max: {self.kl_max} is not above 0")
         if self.dual_clip is not None and self.dual_clip <= 1:
             raise ValueError(f"dual_clip: {self.dual_clip} is not above 1")
         if self.importance_high < self.importance_low:

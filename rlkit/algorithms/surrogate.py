@@ -51,7 +51,7 @@ def assemble_loss(
     count = torch.tensor(float(inputs.logprobs.numel()), dtype=inputs.logprobs.dtype)
     metrics: dict[str, tuple[Tensor, Tensor]] = {}
     if inputs.reference_logprobs is not None:
-        kl = kl_estimate(inputs.logprobs, inputs.reference_logprobs, config.kl_estimator)
+        kl = kl_estimate(inputs.logprobs, inputs.reference_logprobs, config.kl_estimator, config.kl_max)
         if config.kl_in == "loss":
             loss = loss + config.kl_coef * (inputs.weight * kl).sum()
         metrics["kl/reference"] = (kl.detach().sum(), count)

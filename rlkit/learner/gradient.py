@@ -118,7 +118,7 @@ def score_rows(policy: torch.nn.Module, batch: Batch, sizes: Sequence[int]) -> l
 def reference_kl(policy: Sequence[Floats], reference: Sequence[Floats], config: AlgorithmConfig) -> list[Floats]:
     """Per-token KL estimates [T] of each tree, for a KL in the reward; NaN where a token was not scored."""
     return [
-        kl_estimate(torch.from_numpy(p), torch.from_numpy(r), config.kl_estimator).numpy()
+        kl_estimate(torch.from_numpy(p), torch.from_numpy(r), config.kl_estimator, config.kl_max).numpy()
         for p, r in zip(policy, reference, strict=True)
     ]
 

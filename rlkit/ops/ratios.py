@@ -13,19 +13,21 @@ KlEstimator = Literal["k1", "k2", "k3"]
 ImportanceKind = Literal["none", "truncate", "mask"]
 
 
-def kl_estimate(policy: Tensor, reference: Tensor, kind: KlEstimator) -> Tensor:
+def kl_estimate(policy: Tensor, reference: Tensor, kind: KlEstimator, limit: float | None = None) -> Tensor:
     """Per-token estimate, in nats, of KL(policy || reference) from tokens drawn by the policy (Schulman 2020).
 
     With d = log reference - log policy: k1 = -d (unbiased, noisy, any sign), k2 = d²/2 (biased, never negative),
     k3 = exp(d) - d - 1 (unbiased, never negative). As a *loss* on-policy only k2 has the gradient of the true KL.
+    `limit` cuts the estimate to [-limit, limit]: a token beyond it has no KL gradient.
     """
     difference = reference - policy
     if kind == "k1":
-        return -difference
-    if kind == "k2":
-        return 0.5 * difference**2
-    # Beyond e^20 one token would own the batch; the paper specs clamp far earlier.
-    return difference.clamp(max=20.0).exp() - difference - 1
+        value = -difference
+    elif kind == "k2":
+        value = 0.5 * difference**2
+    else:  # beyond e^20 one token would own the batch
+        value = difference.clamp(max=20.0).exp() - difference - 1
+    return value if limit is None else value.clamp(-limit, limit)
 
 
 def clipped_gain(

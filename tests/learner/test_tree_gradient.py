@@ -77,9 +77,10 @@ def flat_logprobs(model: torch.nn.Module, tree_index: int, scored: ScoredTree, l
     return torch.stack(out)
 
 
-def kl_term(policy: Tensor, reference: Tensor, kind: str) -> Tensor:
+def kl_term(policy: Tensor, reference: Tensor, config: AlgorithmConfig) -> Tensor:
     d = reference - policy
-    return {"k1": -d, "k2": d * d / 2, "k3": torch.exp(d) - 1 - d}[kind]
+    value = {"k1": -d, "k2": d * d / 2, "k3": torch.exp(d) - 1 - d}[config.kl_estimator]
+    return value if config.kl_max is None else value.clamp(-config.kl_max, config.kl_max)
 
 
 def flat_advantages(name: str, rewards: list[np.ndarray], config: AlgorithmConfig) -> list[np.ndarray]:
@@ -117,7 +118,7 @@ def flat_loss(
     rewards = [s.rewards[g] for s, g in zip(forest, groups, strict=True)]
     in_reward = config.kl_coef and config.kl_in == "reward"
     cost = [
-        [config.kl_coef * kl_term(n.detach(), r, config.kl_estimator).numpy() for n, r in zip(ns, rs, strict=True)]
+        [config.kl_coef * kl_term(n.detach(), r, config).numpy() for n, r in zip(ns, rs, strict=True)]
         for ns, rs in zip(new, ref, strict=True)
     ]
     if name == "reinforce_pp":
@@ -172,7 +173,7 @@ def flat_loss(
                 inside = torch.clamp(ratio, 1 - config.clip_low, 1 + config.clip_high)
                 total = total - (w * torch.minimum(ratio * a, inside * a)).sum()
             if config.kl_coef and config.kl_in == "loss":
-                total = total + config.kl_coef * (w * kl_term(n, r, config.kl_estimator)).sum()
+                total = total + config.kl_coef * (w * kl_term(n, r, config)).sum()
     if name == "sibling_grpo":
         total = total + flat_siblings(forest, groups, new, old, ref, rewards, config)
     return total
@@ -231,7 +232,7 @@ def flat_siblings(forest, groups, new, old, ref, rewards, config) -> Tensor:
                 inside = torch.clamp(ratio, 1 - config.clip_low, 1 + config.clip_high)
                 total = total - (w * torch.minimum(ratio * a, inside * a)).sum()
                 if config.kl_coef and config.kl_in == "loss":
-                    total = total + config.kl_coef * (w * kl_term(n, r, config.kl_estimator)).sum()
+                    total = total + config.kl_coef * (w * kl_term(n, r, config)).sum()
     return total
 
 
@@ -310,6 +311,15 @@ def test_the_tree_gradient_is_the_flat_gradient_on_many_random_trees(name: str, 
     forest = random_forest(seed, truncated=seed % 2 == 0, temperature=0.7 if seed > 3 else 1.0)
     config = config_for(name, AGGREGATIONS[seed % 5], KL_MODES[seed % 7])
     assert relative_difference(tree_gradient(name, forest, config), flat_gradient(name, forest, config)) <= 1e-10
+
+
+@pytest.mark.parametrize("place", ["loss", "reward"])
+def test_a_bounded_kl_is_bounded_in_the_tree_too(place: str) -> None:
+    forest = random_forest(3)
+    bounded, free = config_for("grpo", kl=(place, "k3"), kl_max=0.5), config_for("grpo", kl=(place, "k3"))
+    flat = flat_gradient("grpo", forest, bounded)
+    assert relative_difference(tree_gradient("grpo", forest, bounded), flat) <= 1e-10
+    assert relative_difference(flat, flat_gradient("grpo", forest, free)) > 1e-3
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

@@ -20,6 +20,16 @@ def test_kl_estimators_match_the_paper_spec(d: float, k1: float, k2: float, k3: 
         assert float(kl_estimate(policy, reference, kind)) == pytest.approx(expected, abs=1e-6)  # type: ignore[arg-type]
 
 
+def test_a_bounded_kl_is_cut_on_both_sides_and_has_no_gradient_beyond() -> None:
+    policy = torch.tensor([0.0, 0.0, 0.0], requires_grad=True)
+    reference = torch.tensor([0.5, 3.0, -3.0])
+    k3 = kl_estimate(policy, reference, "k3", 10.0)
+    assert k3.tolist() == pytest.approx([0.148721, 10.0, 2.049787], abs=1e-6)  # e^3 - 4 = 16.09; e^-3 + 2
+    k3.sum().backward()
+    assert policy.grad is not None and policy.grad[1] == 0.0 and (policy.grad[[0, 2]] != 0).all()
+    assert kl_estimate(policy, torch.tensor([12.0, -12.0, 1.0]), "k1", 10.0).tolist() == [-10.0, 10.0, -1.0]
+
+
 def test_the_mean_of_k1_and_k3_under_the_policy_is_the_kl() -> None:
     p, q = torch.tensor([0.5, 0.3, 0.2]).double(), torch.tensor([0.2, 0.2, 0.6]).double()
     exact = float((p * (p / q).log()).sum())
