@@ -22,11 +22,14 @@ from rlkit.errors import RlkitError
 from rlkit.layers import shown
 from rlkit.models.pretrained import resolve_model
 from rlkit.recipe import Recipe
-from rlkit.retriever import Retrieval
+from rlkit.records import Task
+from rlkit.retriever import Passage, Retrieval
 
 __all__ = ["ModelFacts", "explanation", "prompt_tokens", "sharing_bound"]
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
+LONGEST_EVIDENCE = 200_000
+"""Characters; more than an environment puts into a prompt."""
 CHARS_PER_TOKEN = 4
 """Of English prose, for a model that is not on this disk yet."""
 
@@ -68,11 +71,19 @@ class ModelFacts:
         )
 
 
-class _NoRetriever:
-    """Stands in while the first prompt is made; building an index for that would take too long."""
+class _Fills:
+    """Stands in while the first prompt is made, since an index would take too long: one passage longer than any room
+    that an environment gives to evidence, in words of the task."""
+
+    def __init__(self, task: Task) -> None:
+        words = " ".join([task.question, *task.answers])
+        self.text = f"{words} " * (LONGEST_EVIDENCE // (len(words) + 1) + 1)
+        self.asked = False
 
     async def search(self, queries: Sequence[str], top_k: int) -> Sequence[Retrieval]:
-        return [Retrieval(status="refused: only explaining")] * len(queries)
+        self.asked = True
+        passage = Passage(id="", title="", text=self.text)
+        return [Retrieval(passages=(passage,), scores=(1.0,))] * len(queries)
 
 
 def explanation(resolved: Resolved) -> str:
@@ -181,19 +192,21 @@ def prompt_tokens(recipe: Recipe) -> tuple[int | None, str]:
     """Length of the first training task's prompt and how it was counted; None and why it was not."""
     try:
         task = recipe.task.load()(recipe.task.settings).tasks("train")[0]
-        env = recipe.env.load()(recipe.env.settings, _NoRetriever()).make()
+        fills = _Fills(task)
+        env = recipe.env.load()(recipe.env.settings, fills).make()
         opening = asyncio.run(env.start(task))
     except Exception as error:  # a plug-in may fail in any way; the rest can be explained without its prompt
         return None, f"{type(error).__name__}: {error}"
     text = "\n".join(message.content for message in opening.messages) + opening.text
+    which = "the first task's prompt, its evidence as long as it may be," if fills.asked else "the first task's prompt"
     try:
         from tokenizers import Tokenizer
 
         file = resolve_model(recipe.model.path, setting="model.path") / "tokenizer.json"
         count = len(Tokenizer.from_file(str(file)).encode(text).ids)
-        return count, "the first task's prompt without its chat template"
+        return count, f"{which} without its chat template"
     except Exception:  # tokenizers raises just that for a missing or foreign file
-        return len(text) // CHARS_PER_TOKEN, f"the first task's {len(text)} characters / {CHARS_PER_TOKEN}"
+        return len(text) // CHARS_PER_TOKEN, f"{which}: {len(text)} characters / {CHARS_PER_TOKEN}"
 
 
 def _run(recipe: Recipe) -> str:

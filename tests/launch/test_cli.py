@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 import yaml
 
+from rlkit.config import load
 from rlkit.errors import CheckpointError
 from rlkit.launch.cli import main
-from rlkit.launch.explain import sharing_bound
+from rlkit.launch.explain import prompt_tokens, sharing_bound
 from tests.plugin_files import RECIPE, user_folder
 
 ROOT = Path(__file__).parents[2]
@@ -118,6 +119,14 @@ def test_explain_counts_processes_and_tells_what_it_does_not_know(
     assert "driver + 2 rollout workers + 1 learner rank (single), 1 thread each" in text
     assert "unknown sizes: model.path: 'nowhere'" in text
     assert "1·brevity -> own.py:ALGORITHM" in text
+
+
+def test_a_prompt_with_evidence_is_explained_as_long_as_it_may_be() -> None:
+    shown = ["env.kind=qa_retrieval", "env.max_passages_chars=4000", "model.path=nowhere"]
+    count, source = prompt_tokens(load(ROOT / "recipes/tiny.yaml", shown).recipe)
+    # 4000 characters of evidence, cut between words, and some 60 of instructions and question, at 4 each
+    assert count is not None and 1000 <= count <= 1060
+    assert source.startswith("the first task's prompt, its evidence as long as it may be,")
 
 
 def test_the_sharing_bound_is_what_the_readme_says() -> None:
