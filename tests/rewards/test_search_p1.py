@@ -122,6 +122,12 @@ def test_the_ablations_on_t3(switch: dict[str, Any], value: float, r_path: float
     assert found.measured["path"] == pytest.approx(r_path, abs=1e-6)
 
 
+def test_the_least_that_is_not_zero_is_a_partial_format_and_nothing_else() -> None:
+    nothing = row(0.2, 0, 0, 1, 0, 1, (0, 0), "partial")
+    assert total(nothing).value == pytest.approx(0.05)
+    assert total(nothing, path_mode="alg3", format_scale="literal").value == pytest.approx(0.005)
+
+
 def test_an_excellent_plan_exceeds_one_unless_it_is_clipped() -> None:
     assert total(T["T4"][0], clip_path=True).value == pytest.approx(1.0)
 
@@ -215,6 +221,39 @@ def test_a_trajectory_without_answer_or_real_search_is_worth_nothing(parts: list
     found = alone(search_p1, task, path(*parts, task=task), tags=P1)
     assert found.value == 0.0
     assert found.measured["invalid"] == 1.0 and found.measured["outcome"] == 0.0
+
+
+@pytest.mark.parametrize("reward", [search_p1, path_centric, soft_outcome])
+@pytest.mark.parametrize(
+    "parts",
+    [[], ["e: hm"], ["m:"], ["m:\udcff\ud800"], ["m:<reasoning>1. x<tool_call>x<answer>Ulm"], [O], [O, "m:Ulm"]],
+)
+def test_every_term_reads_a_broken_trajectory_as_worthless_and_not_as_a_failure(reward: Any, parts: list[str]) -> None:
+    task = asked(*STEPS)
+    assert alone(reward, task, path(*parts, task=task), tags=P1).value == 0.0
+    assert search_format(task, path(*parts, task=task), tags=P1).value == 0.0
+
+
+def test_an_answer_that_was_cut_off_is_none() -> None:
+    task = asked(*STEPS)
+    whole = searched(*STEPS, task=task, plan=STEPS)
+    *before, last = (node.text for node in whole.nodes if node.author != "prompt")
+    parts = [("m:" if n % 2 == 0 else "e:") + text for n, text in enumerate(before)]
+    assert alone(search_p1, task, path(*parts, f"m:{last}", task=task), tags=P1).value == pytest.approx(1.0)
+    cut = alone(search_p1, task, path(*parts, f"m:{last[:-3]}", task=task), tags=P1)  # "...Ulm</ans"
+    assert (cut.value, cut.measured["invalid"], cut.measured["n_covered"]) == (0.0, 1.0, 2.0)
+
+
+def test_a_plan_longer_than_the_budget_is_allowed_and_pays_for_what_is_carried_out() -> None:
+    found = run(*STEPS, plan=(*STEPS, "a1", "b1", "c1"), steps=())
+    # An average plan, two of five steps, both searches useful: 0.6·2/5·2/2.
+    assert (found.measured["planner_score"], found.measured["s_self"]) == pytest.approx((0.6, 0.24))
+
+
+def test_an_empty_list_of_reference_steps_is_no_reference() -> None:
+    task = Task(id="t", question="?", answers=("Ulm",), data={"reference": {"ref_steps": []}})
+    found = alone(search_p1, task, searched("red fox", task=task, plan=("red fox",)), tags=P1)
+    assert (found.measured["ref_available"], found.measured["s_ref"], found.value) == pytest.approx((0.0, 0.0, 1.0))
 
 
 def test_a_search_that_found_nothing_is_an_action_but_not_a_step() -> None:
