@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,10 +15,12 @@ from rlkit.algorithms.credit import relative_advantages, standardized, sum_of_no
 from rlkit.errors import RewardError
 from rlkit.judging import Endpoint
 from rlkit.records import Leaf, Node, RewardTerm, SamplingState, ScoredTree, Task, Tree
+from rlkit.rewards.entailment import entails
 from rlkit.rewards.faithfulness import GRADES, faithfulness, is_refusal, statements, unsupported
 from rlkit.rewards.safety import safety, safety_faults
 from rlkit.rewards.style import style, style_faults
 from tests.judging.judge_server import JudgeServer, in_turn, says
+from tests.retrieval.models import write_encoder
 from tests.rewards.paths import path
 
 EVIDENCE = (
@@ -62,6 +65,33 @@ def test_support_ignores_urls_and_sentences_without_content() -> None:
     assert unsupported("Yes. See https://a.com/x.", []) == []
     assert unsupported("Budgets are daily.", []) == ["Budgets are daily."]
     assert unsupported("Ads reviewed in 2 days. 预算是每天。", [EVIDENCE]) == []  # one word of content is no statement
+
+
+def test_a_model_of_inference_decides_where_words_cannot() -> None:
+    answer = "Ads are never reviewed within 2 business days."
+    assert unsupported(answer, [EVIDENCE]) == []  # words do not see the negation
+    asked: list[Sequence[str]] = []
+
+    def denies(premises: Sequence[str], statement: str) -> bool:
+        asked.append(premises)
+        return "never" not in statement
+
+    assert unsupported(answer, [EVIDENCE], entailed=denies) == [answer]
+    assert asked[0][0].startswith("A campaign needs")  # two neighbouring sentences, most words in common first
+    assert "Ads are reviewed within 2 business days." in asked[0][0]
+    assert unsupported(GOLD, [EVIDENCE], entailed=denies) == []
+    assert unsupported("Ads wait 9 days.", [EVIDENCE], entailed=denies) == ["Ads wait 9 days."]  # numbers come first
+
+
+def test_the_model_is_read_from_a_folder_that_must_know_entailment(tmp_path: Path) -> None:
+    always = write_encoder(tmp_path / "nli", labels=("entailment",))  # one label has all the probability
+    assert faith("The budget pays.", nli=str(always)) == pytest.approx(0.5)  # no word of the reference, all supported
+    assert entails(str(always), ["x"], "y") and not entails(str(always), [], "y")
+    other = write_encoder(tmp_path / "other", labels=("positive", "negative"))
+    with pytest.raises(RewardError, match="has no label 'entailment' but positive, negative"):
+        faith("The budget pays.", nli=str(other))
+    with pytest.raises(RewardError, match="no folder '/nowhere'"):
+        faith("The budget pays.", nli="/nowhere")
 
 
 def test_declining_is_right_exactly_where_the_reference_declines() -> None:
