@@ -41,7 +41,8 @@ class Score:
     value: float
     """Reward of the whole trajectory."""
     turns: tuple[float, ...] | None = None
-    """One value per turn (see `Trajectory.turns`), for credit at decisions; NaN where the reward is silent."""
+    """One value per turn (see `Trajectory.turns`), for credit at decisions; NaN where the reward is silent. A value may
+    depend on its turn and what came before, on nothing after it: else `turn_grpo` is biased."""
     measured: Mapping[str, float] = field(default_factory=dict)
     """Named numbers that are logged as terms of weight 0, never trained on; NaN where nothing was measured."""
 
