@@ -40,6 +40,8 @@ DECLINED = "The documentation does not contain an answer to this question."
 """Reference answer of a question without one."""
 NUMBER = re.compile(r"(?<!\S)\(?[a-z]+[,;:]? \(?(\d{1,4})(?![\w/=&?%#@~+-]|[.,:]\w)")
 """After a word in lower case: neither the number of a list's item nor that of a product (Dynamics 365)."""
+SENTENCE = re.compile(r"(?<=[.!?]\s)(?=\S)|(?<=\n)")
+"""Where a sentence or a line begins; splitting there loses nothing."""
 OPPOSITES = (
     ("required", "optional"),
     ("automatically", "manually"),
@@ -77,13 +79,15 @@ class DocsQa:
         """Only questions whose answer cites or lies on one of the pages; other answers have no evidence here."""
         cite: Literal["published", "page"] = "published"
         """URLs of a reference: those that were published, or only that of the first page that holds the answer."""
+        reference_words: int | None = None
+        """Only the first sentences of a reference, whole, up to so many words and at least one; null: all of it."""
         chunk_words: int = 160
         """Words of a passage, at most; about 250 tokens."""
         limit: int | None = None
         """At most so many questions of each folder and split, from the front; null: all."""
 
         def __post_init__(self) -> None:
-            at_least(self, 1, "limit")
+            at_least(self, 1, "limit", "reference_words")
             at_least(self, 0, "num_unanswerable", "num_counterfactual")
             at_least(self, 16, "chunk_words")
             if not self.corpora:
@@ -156,10 +160,22 @@ class DocsQa:
             written = absolute_links(row.get("answer_markdown") or row["answer"], cited)
             data["citations"] = list(dict.fromkeys(cited.values()))
             if self.config.cite == "published":
-                reference = with_urls(written).strip()
+                reference = self._begun(with_urls(written))
             else:
-                reference = " ".join([row["answer"].strip(), *(f"See {page}." for page in pages[:1])])
+                reference = " ".join([self._begun(row["answer"]), *(f"See {page}." for page in pages[:1])])
         return Task(id=row["id"], question=row["question"].strip(), answers=(reference,), data=data)
+
+    def _begun(self, reference: str) -> str:
+        """As much of a reference as is wanted."""
+        limit = self.config.reference_words
+        if limit is None:
+            return reference.strip()
+        kept: list[str] = []
+        for sentence in SENTENCE.split(reference.strip()):
+            if kept and sum(len(part.split()) for part in [*kept, sentence]) > limit:
+                break
+            kept.append(sentence)
+        return "".join(kept).strip()
 
     def _rows(self, folder: str, stem: str, required: Sequence[str]) -> Iterator[dict[str, Any]]:
         """The objects of one file; whatever is wrong with it becomes a `DataError` with file and line."""

@@ -85,6 +85,19 @@ def test_a_reference_may_cite_the_page_that_holds_the_answer_and_nothing_else(tm
     assert (grounded.id, grounded.answers) == ("q", ("Five dollars. See https://a.com/p.",))
 
 
+def test_a_long_reference_may_be_cut_after_whole_sentences(tmp_path: Path) -> None:
+    answer = "One two three. Four five!\n\n- Six seven eight\n- Nine"
+    write(tmp_path, "ads", qa_test_public=[{"id": "q", "question": "?", "answer": answer}])
+
+    def reference(**config: Any) -> str:
+        return source(tmp_path, **config).tasks("test")[0].answers[0]
+
+    assert reference() == answer
+    assert reference(reference_words=1) == "One two three."  # at least one
+    assert reference(reference_words=5) == "One two three. Four five!"
+    assert reference(reference_words=9) == "One two three. Four five!\n\n- Six seven eight"  # the dash is a word
+
+
 def test_train_and_dev_share_no_question_and_lose_none(root: Path) -> None:
     train, dev = ({task.id for task in source(root).tasks(split)} for split in ("train", "dev"))
     assert train and dev and not train & dev
