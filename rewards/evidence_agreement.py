@@ -30,7 +30,7 @@ def agreement(spans: Sequence[Collection[str]]) -> float:
 
 @contract(per_group=True, bounds=(0.0, 1.0), invariant=("answer_order", "group_order"))
 def evidence_agreement(task: Task, trajectories: Sequence[Trajectory], *, tags: Tags = SEARCH_R1_TAGS) -> list[float]:
-    """The agreement of the group, once for each of its trajectories."""
+    """How much the group agrees on the passages it saw, in [0, 1]; the same for each of its trajectories."""
     spans = [
         {line for search in parse_path(trajectory, tags).searches for line in search.passages.splitlines() if line}
         for trajectory in trajectories

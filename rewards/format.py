@@ -32,7 +32,10 @@ def format_reward(
     information: str = "information",
     answer: str = "answer",
 ) -> float:
-    """The value of the trajectory's grade; the last four settings are the tag names of the environment."""
+    """Keeps to the search protocol: 1 fully, 0.5 loosely, 0 without an answer or a real search.
+
+    The first three settings are the values of these grades, the last four the tag names of the environment.
+    """
     tags = Tags(think=think, search=search, information=information, answer=answer)
     found = blocks(((node.author, node.text) for node in trajectory.nodes), tags)
     return {"full": full, "partial": partial, "invalid": invalid}[grade(found, tags, require_search=require_search)]

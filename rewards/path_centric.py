@@ -143,8 +143,9 @@ def path_centric(
     on_failure: OnFailure = "rules",
     tags: Tags = SEARCH_R1_TAGS,
 ) -> list[Score | RewardError]:
-    """R_path by the rules or by `judge`; 0 without an answer or a real search while `gate` is on (Algorithm 3).
+    """R_path of Search-P1, by the rules or by `judge`: own plan carried out, or reference steps covered.
 
+    0 without an answer or a real search while `gate` is on (Algorithm 3).
     `max_plan` is the search budget B, above which a plan is average; `tags` are the environment's. `on_failure`: what
     stands in for a judge without a verdict.
     """

@@ -69,7 +69,10 @@ def search_format(
     allow_no_search: bool = False,
     tags: Tags = SEARCH_R1_TAGS,
 ) -> Score:
-    """R_format; with `plan_source: plan_tag` a plan in its own tag stands before everything else."""
+    """R_format of Search-P1: 1 in the paper's form, 0.5 loosely, 0 without an answer or a real search.
+
+    With `plan_source: plan_tag` a plan in its own tag stands before everything else.
+    """
     path = parse_path(trajectory, tags, plan_source=plan_source, require_search=not allow_no_search)
     value = format_value(path.grade, format_mode=format_mode, format_scale=format_scale)
     return Score(value=value, measured=grades(path))

@@ -55,8 +55,9 @@ def soft_outcome(
     on_failure: OnFailure = "rules",
     tags: Tags = SEARCH_R1_TAGS,
 ) -> list[Score | RewardError]:
-    """R_outcome by the rules or by `judge`; 0 without an answer or a real search while `gate` is on (Algorithm 3).
+    """R_outcome of Search-P1, by the rules or by `judge`: 1 for a right answer, less for a nearly right one.
 
+    0 without an answer or a real search while `gate` is on (Algorithm 3).
     The judge is asked about wrong answers only: a right one is worth 1 whatever it says. `on_failure`: what stands in
     for a judge without a verdict.
     """
