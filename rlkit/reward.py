@@ -42,7 +42,7 @@ class Score:
     """Reward of the whole trajectory."""
     turns: tuple[float, ...] | None = None
     """One value per turn (see `Trajectory.turns`), for credit at decisions; NaN where the reward is silent. A value may
-    depend on its turn and what came before, on nothing after it: else `turn_grpo` is biased."""
+    depend on its turn and what came before, on nothing after it: else `turn_grpo` is biased (gate: `hindsight`)."""
     measured: Mapping[str, float] = field(default_factory=dict)
     """Named numbers that are logged as terms of weight 0, never trained on; NaN where nothing was measured."""
 

@@ -1,6 +1,6 @@
 """The checks: what holds for every reward, and what its contract adds.
 
-    always      finite  deadline  deterministic  timeout  observations  length  repetition  forgery
+    always      finite  deadline  deterministic  timeout  observations  length  repetition  forgery  hindsight
     declared    bounds  whitespace  answer_order  turn_order  group_order  monotone
 
 A check raises `Refuted`, or returns a note: one that begins with "no " decided nothing, "-" was not declared.
@@ -8,13 +8,16 @@ A check raises `Refuted`, or returns a note: one that begins with "no " decided 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import zip_longest
 
 from rlkit.gate.probes import NUM_CHARACTERS, NUM_TURNS, huge, wrong_answer
 from rlkit.gate.trial import TOLERANCE, Refuted, Trial, shown, total
 from rlkit.gate.variants import (
     Variant,
+    cut_short,
     doubled_searches,
     padded_answer,
     padded_reasoning,
@@ -154,6 +157,21 @@ def repetition(trial: Trial) -> str:
     return ""
 
 
+def hindsight(trial: Trial) -> str:
+    """What it says of a turn, where it speaks of turns, stays as it was when the last turn is cut off."""
+    tried = 0
+    for probe in trial.probes:
+        for path, before, after in trial.compare(probe, cut_short):
+            if before.turns is None or after.errors:
+                continue
+            tried += 1
+            for turn, (one, other) in enumerate(zip_longest(before.turns[:-1], after.turns or (), fillvalue=math.nan)):
+                if not math.isclose(one, other, abs_tol=TOLERANCE) and not (math.isnan(one) and math.isnan(other)):
+                    note = f"of turn {turn} it says {one:.4g}, and {other:.4g} where the last turn is cut off"
+                    raise Refuted("hindsight", note, shown(path, probe.task))
+    return "" if tried else "no turn is spoken of"
+
+
 # What a contract adds.
 
 
@@ -270,6 +288,7 @@ CHECKS: Mapping[str, Callable[[Trial], str]] = {
         length,
         repetition,
         forgery,
+        hindsight,
         group_order,
         whitespace,
         answer_order,

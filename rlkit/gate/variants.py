@@ -14,6 +14,7 @@ from rlkit.transcript import Written
 
 __all__ = [
     "Variant",
+    "cut_short",
     "doubled_searches",
     "padded_answer",
     "padded_reasoning",
@@ -138,6 +139,12 @@ def reversed_turns(tags: Tags) -> Variant:
         return replace(path, parts=(*parts, *path.parts[2 * len(pairs) :]))
 
     return variant
+
+
+def cut_short(path: Written) -> Written | None:
+    """Without its last turn and so without an answer; what came before is as it was."""
+    turns = [index for index, (author, _) in enumerate(path.parts) if author == "policy"]
+    return replace(path, parts=path.parts[: turns[-1]], answer=None) if len(turns) > 1 else None
 
 
 def raised_signal(name: str) -> Variant:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,14 @@ def test_a_shipped_reward_passes(reports: Callable[[str], GateReport], kind: str
 def test_a_shipped_reward_declares_its_bounds(reports: Callable[[str], GateReport], kind: str) -> None:
     verdicts = {finding.check: finding.verdict for finding in reports(kind).findings}
     assert verdicts["bounds"] in ("passed", "exempt"), "say @contract(bounds=...)"
+
+
+def test_rewards_that_speak_of_turns_pass_while_they_do() -> None:
+    specs = [spec_of(kind) for kind in ("search_p1", "path_centric")]
+    speaking = [replace(spec, settings={**spec.settings, "turn_credit": True}) for spec in specs]
+    for report in check_rewards(speaking):
+        assert not report.refuted, str(report)
+        assert {finding.check: finding.verdict for finding in report.findings}["hindsight"] == "passed"
 
 
 def test_the_rewards_left_out_are_in_the_table_and_do_need_a_setting() -> None:

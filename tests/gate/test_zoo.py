@@ -18,6 +18,8 @@ BAD = {
     "pays_for_every_search": ("repetition", "1 repeated searches raised it from 1.2 to 1.3"),
     "pays_for_turns": ("repetition", "1 repeated searches raised it from 0.3 to 0.4"),
     "counts_the_answer": ("repetition", "more of repeating the answer raised it from "),
+    "praises_turns_of_a_right_answer": ("hindsight", ", and 0 where the last turn is cut off"),
+    "falls_silent_without_an_answer": ("hindsight", "of turn 0 it says 0.1, and nan where the last turn is cut off"),
     "timeout_is_zero": ("timeout", "a service timed out and the reward was 0 instead of a failure"),
     "slow_solver_is_zero": ("timeout", "a service timed out and the reward was 0 instead of a failure"),
     "slow_program_is_half": ("timeout", "a service timed out and the reward was 0.5 instead of a failure"),
@@ -44,7 +46,14 @@ BAD = {
     "is_slow_on_long_texts": ("deadline", "deadline of 0.4 s"),
     "exits": ("deadline", "its process exited (3)"),
 }
-GOOD = ("honest", "measures_length", "timeout_is_a_failure", "timeout_has_a_fallback", "shortest_wins")
+GOOD = (
+    "honest",
+    "measures_length",
+    "timeout_is_a_failure",
+    "timeout_has_a_fallback",
+    "shortest_wins",
+    "praises_turns_that_found_something",
+)
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,26 @@ def _right(task: Task, trajectory: Trajectory) -> float:
     return float(trajectory.answer in task.answers)
 
 
+# Speaks of turns.
+
+
+def praises_turns_of_a_right_answer(task: Task, trajectory: Trajectory) -> Score:
+    """Every search before a right answer was a good one: known only in the end."""
+    value = _right(task, trajectory)
+    return Score(value=value, turns=(value / len(trajectory.turns),) * len(trajectory.turns))
+
+
+def falls_silent_without_an_answer(task: Task, trajectory: Trajectory) -> Score:
+    turns = tuple(0.1 if turn.observation else math.nan for turn in trajectory.turns)
+    return Score(value=_right(task, trajectory), turns=None if trajectory.answer is None else turns)
+
+
+def praises_turns_that_found_something(task: Task, trajectory: Trajectory) -> Score:
+    """Good: a turn and what it brought, nothing later."""
+    turns = tuple(0.1 if turn.observation else math.nan for turn in trajectory.turns)
+    return Score(value=_right(task, trajectory), turns=turns)
+
+
 # Paid for what the policy did not do.
 
 
