@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -45,3 +47,26 @@ def test_the_paper_recipe_has_the_numbers_of_the_paper() -> None:
     assert (recipe.algorithm.settings.clip_low, recipe.algorithm.settings.clip_high) == (0.2, 0.28)
     assert (recipe.env.settings.max_searches, recipe.env.settings.top_k) == (4, 3)
     assert reward.tags == recipe.env.settings.tags
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "search_p1.md").read_text(encoding="utf-8")
+ARMS = [line.split("-$seed")[1].split() for line in PAGE.splitlines() if line.startswith("  $ARM ")]
+FURTHER = re.findall(r"`((?:rewards|algorithm)\.[^`]+=[^`]+)`", PAGE)
+
+
+def weights(overrides: list[str]) -> dict[str, float]:
+    return {reward.name: reward.weight for reward in load(SMALL, overrides).recipe.rewards if reward.weight}
+
+
+def test_the_arms_of_the_page_differ_in_their_reward_only() -> None:
+    base = load(SMALL).recipe
+    assert [weights(arm) for arm in ARMS] == [{"exact_match": 1.0}, {"search_p1": 1.0}, {"search_p1": 1.0}]
+    for arm in ARMS:
+        assert replace(load(SMALL, arm).recipe, rewards=base.rewards) == base
+    assert len({str(load(SMALL, arm).recipe.rewards) for arm in ARMS}) == len(ARMS)
+
+
+@pytest.mark.parametrize("overrides", FURTHER)
+def test_every_other_arm_of_the_page_parses(overrides: str) -> None:
+    assert len(FURTHER) >= 7
+    assert load(SMALL, overrides.split()).recipe != load(SMALL).recipe
