@@ -115,16 +115,13 @@ class RetrievalLog:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def read_log(path: Path, size: int | None = None) -> list[dict[str, Any]]:
-    """The lines of a log, or of its first `size` bytes; one that a killed run left unfinished ends it.
-
-    Raises `DataError` if there is no file.
-    """
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log; one that a killed run left unfinished ends it. Raises `DataError` if there is no file."""
     found = []
     try:
         with path.open("rb") as file:
             for line in file:
-                if not line.endswith(b"\n") or (size is not None and file.tell() > size):
+                if not line.endswith(b"\n"):
                     break
                 found.append(dict(json.loads(line)))
     except (OSError, ValueError, TypeError) as error:

@@ -144,8 +144,8 @@ class Hybrid:
         vectors_key = _digest(self.corpus, FORMAT, self._embedder.fingerprint())
         self._open_vectors(complete(self._root / f"vectors-{vectors_key}", self._build_vectors))
         self._graph: Graph | None = None
-        self._open_graph()
         self._log: RetrievalLog | None = None
+        self._open_graph(self._hottest())
         if config.log:
             self._log = RetrievalLog(
                 Path(config.log), corpus=self.corpus, version=self.version, allow_changed=config.allow_changed_corpus
@@ -184,7 +184,7 @@ class Hybrid:
     def refresh(self) -> IndexReport:
         """The graph anew, over the passages that training used most so far."""
         before = self._kept
-        self._open_graph(0 if self._log is None else self._log.size())
+        self._open_graph(self._hottest())
         if self._log is not None:
             self._log.use(self.version)
         rows = range(len(self.passages)) if self._kept is None else self._kept
@@ -192,21 +192,22 @@ class Hybrid:
         return IndexReport(version=self.version, num_passages=len(rows), num_kept=kept)
 
     def index_state(self) -> dict[str, Any]:
-        """Fingerprints, and how much of the log there was, now and when the graph was built."""
+        """Fingerprints, the passages of the graph, and how much of the log there is."""
+        kept = None if self._kept is None else [self.passages[row].id for row in self._kept]
         written = 0 if self._log is None else self._log.size()
-        return {"corpus": self.corpus, "version": self.version, "log": written, "heat": self._heat_size}
+        return {"corpus": self.corpus, "version": self.version, "kept": kept, "log": written}
 
     def restore_index(self, state: Mapping[str, Any] | None, *, resume: bool = True) -> None:
-        """The graph of `state`, built of the same part of the log; see `rlkit.retriever.Refreshable`."""
+        """The graph over the passages of `state`; see `rlkit.retriever.Refreshable`."""
         if self._log is not None and resume:
             heat_log = self.config.heat_log
             if state is not None:
                 self._log.cut(state["log"])
             elif heat_log is None or Path(heat_log).resolve() != self._log.path.resolve():
                 self._log.cut(0)
-        self._open_graph(0 if state is None else state["heat"])
+        self._open_graph(self._hottest() if state is None else state["kept"])
         if state is not None and state["version"] != self.version and not self.config.allow_changed_corpus:
-            what = "the passages" if state["corpus"] != self.corpus else "its graph's files or its log"
+            what = "the passages" if state["corpus"] != self.corpus else "the files or settings of the graph"
             raise DataError(
                 f"retriever: the checkpoint searched index {state['version']}, this one is {self.version}: {what} "
                 "changed since; set retriever.allow_changed_corpus=true to go on all the same, or choose another `out`"
@@ -328,25 +329,27 @@ class Hybrid:
             "reached": [[self.passages[row].id, graph.names[entity]] for row, entity in walk.reached],
         }
 
-    def _open_graph(self, heat_size: int = 0) -> None:
-        """Walk the graph over the passages that the logs used most: `heat_log`, and the first bytes of `log`.
+    def _hottest(self) -> list[str] | None:
+        """Ids of the passages that `heat_log` and this run's log used most; None, so all, where there is neither."""
+        logs = [self.config.heat_log] if self.config.heat_log is not None else []
+        logs += [str(self._log.path)] if self._log is not None and self._log.size() else []
+        if not logs:
+            return None
+        heat = CitationHeat()
+        for log in logs:
+            heat.read(read_log(Path(log)))
+        return heat.top(self.config.graph.share, list(self._rows))
 
-        Over all passages where there is no log. The graph is built where the cache has none for this version.
-        """
+    def _open_graph(self, kept: Sequence[str] | None) -> None:
+        """Walk the graph over these passages from now on, None: over all; built where the cache has none for it."""
         config = self.config
-        self._heat_size = heat_size
         self._kept: list[int] | None = None
         """Rows of the passages that the graph is built over; None: all."""
         if "graph" not in config.channels:
             self.version = _digest(self.corpus, FORMAT, "")
             return
-        heat = CitationHeat()
-        if config.heat_log is not None:
-            heat.read(read_log(Path(config.heat_log)))
-        if heat_size:
-            heat.read(read_log(Path(config.log or ""), heat_size))
-        if config.heat_log is not None or heat_size:
-            self._kept = [self._rows[passage] for passage in heat.top(config.graph.share, list(self._rows))]
+        if kept is not None:
+            self._kept = [self._rows[passage] for passage in kept if passage in self._rows]
         chosen = "all" if self._kept is None else repr([self.passages[row].id for row in self._kept])
         files = [_content(Path(folder).expanduser()) for folder in config.graph.folders]
         self.version = _digest(self.corpus, FORMAT, repr((files, config.graph.resolution)), chosen)

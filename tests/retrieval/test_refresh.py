@@ -11,6 +11,8 @@ import pytest
 
 from rlkit.config import load
 from rlkit.errors import DataError, LedgerError, RecipeError
+from rlkit.launch.run import evaluate_recipe, run_recipe
+from rlkit.policy.tiny import tiny_model
 from rlkit.records import ScoredTree, Task
 from rlkit.retrieval.heat import CitationHeat, read_log
 from rlkit.retrieval.hybrid import GraphSettings, Hybrid
@@ -21,6 +23,7 @@ from rlkit.train import Parts, train
 from tests.retrieval.test_hybrid import SHELF, hybrid
 from tests.test_train import parts, tree_of
 
+ROOT = Path(__file__).parents[2]
 HALF = GraphSettings(share=0.5)  # ceil(0.5 · 6) = 3 passages
 TASKS = [Task(id=page.id, question=page.title, answers=("!",)) for page in SHELF]
 
@@ -155,6 +158,35 @@ def test_an_evaluation_opens_the_index_of_a_checkpoint_and_leaves_the_log(tmp_pa
     assert other.version == report.version and log.stat().st_size >= size
 
 
+def test_rlkit_eval_searches_the_index_of_the_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = [
+        f"model.path={tiny_model(tmp_path / 'model')}",
+        "engine.deterministic=false",  # other tests of this process may have multiplied before
+        f"out={tmp_path / 'run'}",
+        "env.kind=qa_retrieval",
+        "retriever.kind=hybrid",
+        "retriever.refresh_every=1",
+        f"retriever.log={tmp_path / 'run/retrieval.jsonl'}",
+        f"retriever.cache_dir={tmp_path / 'indexes'}",
+        "train.eval_every=0",
+        "log.tensorboard=false",
+    ]
+    recipe = load(ROOT / "recipes/tiny.yaml", settings)
+    assert run_recipe(recipe) == 0
+    (_, first), (_, second) = indexes(tmp_path / "run")
+    log = tmp_path / "run/retrieval.jsonl"
+    before = len(read_log(log))
+    more = load(ROOT / "recipes/tiny.yaml", [*settings, "eval.tasks=4"])
+    assert evaluate_recipe(more, tmp_path / "run") == 0
+    fresh = [line for line in read_log(log)[before:] if "query" in line]
+    assert [(line["version"], line["phase"]) for line in fresh] == [(second, "eval")] * 2  # two were known
+    assert first != second and "exact_match" in capsys.readouterr().out
+    elsewhere = [f"out={tmp_path / 'other'}", f"retriever.log={tmp_path / 'other/log.jsonl'}"]
+    moved = load(ROOT / "recipes/tiny.yaml", [*settings, *elsewhere])
+    assert evaluate_recipe(moved, tmp_path / "run") == 0  # the checkpoint holds what it needs
+    assert {line["version"] for line in read_log(tmp_path / "other/log.jsonl") if "query" in line} == {second}
+
+
 def test_a_line_that_a_killed_run_left_unfinished_is_cut(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     hybrid(tmp_path, log=str(log)).search_now(["bids"], 1)
@@ -198,4 +230,4 @@ def test_versions_of_the_index_are_events_of_the_ledger_and_survive_a_restore(tm
 )
 def test_settings_that_cannot_follow_a_run_are_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
-        load(Path(__file__).parents[2] / "recipes/tiny.yaml", ["retriever.kind=hybrid", *overrides])
+        load(ROOT / "recipes/tiny.yaml", ["retriever.kind=hybrid", *overrides])
