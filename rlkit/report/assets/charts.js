@@ -77,9 +77,12 @@ function nearest(steps, step) {
   return best;
 }
 
+const FIRST_WIDTH = 640; // pixels; drawn at once, so a page that is printed or dumped before its first layout has its charts
+
 /** Calls `draw(width)` now and whenever the width of `box` changes. */
 function responsive(box, draw) {
-  let last = 0;
+  let last = FIRST_WIDTH;
+  draw(last);
   new ResizeObserver(([entry]) => {
     const width = Math.round(entry.contentRect.width);
     if (width && width !== last) { last = width; requestAnimationFrame(() => draw(width)); }
