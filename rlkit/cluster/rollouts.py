@@ -2,7 +2,8 @@
 
 A worker is one process with an engine, environments and rewards (`rlkit.rollout.build`). Draws go to the worker with
 the fewest trees on its hands, results come back in the order of the draws, and since every random draw has an address
-it does not matter which worker made which tree. A worker that dies is replaced and its trees are rolled out again.
+it does not matter which worker made which tree. A worker that dies is replaced and its trees are rolled out again;
+groups that go a round at a time are built up again from what was drawn for them, on whichever worker has least to do.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ from rlkit.errors import EngineError
 from rlkit.recipe import Recipe
 from rlkit.records import ScoredTree, Task
 from rlkit.retriever import Retrieval
+from rlkit.rollout.background import Background
 from rlkit.rollout.build import build_retriever, build_rollouts, build_source, tasks_of
 from rlkit.rollout.ledger import Draw
-from rlkit.rollout.loop import RolloutSettings
+from rlkit.rollout.loop import Progress, RolloutSettings
+from rlkit.rollout.pace import Past
 
 __all__ = ["RayRetriever", "RayRollouts", "RetrieverActor", "RolloutWorker"]
 
@@ -74,10 +77,24 @@ class RolloutWorker:
         needs_tasks = getattr(recipe.engine.load(), "needs_tasks", False)
         tasks = tasks_of(recipe, source, "train") if needs_tasks else []
         self.rollouts = build_rollouts(recipe, model_dir=model_dir, retriever=shared, tasks=tasks)
+        self._under_way: dict[int, tuple[Draw, RolloutSettings, Past]] = {}
 
     async def tree(self, draw: Task | Draw, settings: RolloutSettings) -> ScoredTree:
         """Roll out and score one task."""
         return (await self.rollouts.run([draw], settings))[0]
+
+    async def advance(self, number: int, begin: tuple[Draw, RolloutSettings, Past] | None) -> Progress:
+        """One more round of a group; `begin` comes with the first that this worker sees of it."""
+        draw, settings, past = self._under_way.setdefault(number, begin) if begin else self._under_way[number]
+        progress = await self.rollouts.advance(draw, settings, past)
+        if progress.scored is not None:
+            del self._under_way[number]
+        return progress
+
+    async def abandon(self, number: int) -> None:
+        """Give up a group."""
+        if number in self._under_way:
+            await self.rollouts.abandon(self._under_way.pop(number)[0])
 
     async def load_weights(self, weights: Mapping[str, Any], version: int) -> str:
         """Run these weights; returns the fingerprint of what runs."""
@@ -103,15 +120,18 @@ class RayRollouts:
         )
         self.workers = [self._make() for _ in range(cluster.rollout_workers)]
         self._weights: tuple[Any, int] | None = None
+        self._owners: dict[int, Any] = {}
+        self.background = Background()
         self.num_replaced = 0
 
     def load_weights(self, weights: Any, version: int) -> list[str]:
         """Send an object reference of weights to every worker; their fingerprints."""
         self._weights = weights, version
+        confirmed = [worker.load_weights.remote(weights, version) for worker in self.workers]
         out = []
-        for index in range(len(self.workers)):
+        for index, found in enumerate(confirmed):
             try:
-                out.append(ray.get(self.workers[index].load_weights.remote(weights, version)))
+                out.append(ray.get(found))
             except DIED as error:
                 out.append(self._replace(index, error))
         return out
@@ -139,6 +159,31 @@ class RayRollouts:
                 waiting.extendleft(sorted([task, *(running.pop(ref)[1] for ref in lost)], reverse=True))
                 self._replace(worker, error)
         return [results[index] for index in range(len(tasks))]
+
+    async def advance(self, draw: Draw, settings: RolloutSettings, past: Past) -> Progress:
+        """One more round of a group, on the worker that has it."""
+        number = draw.number
+        while True:
+            worker, begin = self._owners.get(number), None
+            if worker is None or worker not in self.workers:
+                load = [sum(owner is one for owner in self._owners.values()) for one in self.workers]
+                worker, begin = self.workers[load.index(min(load))], (draw, settings, past)
+                self._owners[number] = worker
+            try:
+                progress: Progress = await worker.advance.remote(number, begin)
+            except DIED as error:
+                if worker in self.workers:  # the first of its groups to notice
+                    self._replace(self.workers.index(worker), error)
+                continue
+            if progress.scored is not None:
+                del self._owners[number]
+            return progress
+
+    async def abandon(self, draw: Draw) -> None:
+        """Give up a group."""
+        worker = self._owners.pop(draw.number, None)
+        if worker in self.workers:
+            await worker.abandon.remote(draw.number)
 
     def _replace(self, index: int, error: Exception) -> str:
         """Start a new worker in place of a dead one, with the current weights."""

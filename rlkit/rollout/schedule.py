@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from rlkit.errors import CheckpointError
 
-__all__ = ["Entry", "Limits", "Schedule", "Step"]
+__all__ = ["Entry", "Limits", "Schedule", "Step", "can_all_be_trained"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +178,7 @@ class Schedule:
         left = [group for group in (*self._ready.values(), *self._groups.values()) if group.number not in taken]
         last = step == self.limits.steps
         given_up = [group for group in left if last or group.last_step <= step]
-        if not self.limits.over_sampling and not gave_up and not _can_all_be_trained(left, step, size):
+        if not self.limits.over_sampling and not gave_up and not can_all_be_trained(left, step, size):
             return
         for group in sorted(given_up, key=lambda group: group.number):
             self._drop(group.number, "stale" if group.last_step <= step else "surplus")
@@ -240,7 +240,7 @@ class Schedule:
         return self._next
 
 
-def _can_all_be_trained(left: list[_Group], step: int, size: int) -> bool:
+def can_all_be_trained(left: list[_Group], step: int, size: int) -> bool:
     """Whether the groups that a step leaves fit into the steps that may still use them."""
     horizon = max((group.last_step for group in left), default=step)
     return all(

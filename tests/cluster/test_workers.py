@@ -21,8 +21,9 @@ from rlkit.policy.base import Sampling  # noqa: E402
 from rlkit.policy.tiny import tiny_model  # noqa: E402
 from rlkit.records import ScoredTree  # noqa: E402
 from rlkit.rollout.build import build_source  # noqa: E402
-from rlkit.rollout.ledger import TaskStream  # noqa: E402
-from rlkit.rollout.loop import RolloutSettings  # noqa: E402
+from rlkit.rollout.ledger import Draw, TaskStream  # noqa: E402
+from rlkit.rollout.loop import Progress, RolloutSettings  # noqa: E402
+from rlkit.rollout.pace import Past  # noqa: E402
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parent.parent.parent
@@ -131,3 +132,35 @@ def test_ray_ranks_and_one_process_train_the_same_weights(cluster: None, model: 
         # difference of 1e-7 in a gradient near 0 can grow to a part of the learning rate (1e-3), never beyond it.
         assert np.abs(weights - found["ranks"][name]).max() <= 1e-3, name
         assert np.linalg.norm(weights - found["ranks"][name]) <= 1e-4 * np.linalg.norm(weights), name
+
+
+def test_groups_under_way_survive_their_worker_and_end_as_in_one_process(
+    cluster: None, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asynchronous = (
+        "rollout.max_staleness=2",
+        "rollout.round_tokens=3",
+        "train.steps=3",
+        "algorithm.entropy_coef=0.1",
+        "train.eval_every=0",
+        "train.checkpoint_every=0",
+        "log.tensorboard=false",
+    )
+    run_recipe(recipe(model, *asynchronous, "cluster.kind=local", f"out={tmp_path / 'local'}"))
+    kills = 0
+    whole = RayRollouts.advance
+
+    async def advance(self: RayRollouts, draw: Draw, settings: RolloutSettings, past: Past) -> Progress:
+        nonlocal kills
+        if past.segments and kills < 2:  # something was drawn for this group already
+            ray.kill(self._owners[draw.number])
+            kills += 1
+        return await whole(self, draw, settings, past)
+
+    monkeypatch.setattr(RayRollouts, "advance", advance)
+    run_recipe(recipe(model, *asynchronous, "cluster.rollout_workers=2", f"out={tmp_path / 'ray'}"))
+    assert kills == 2
+    weights = [load_file(tmp_path / name / "checkpoints/step_000003/model.safetensors") for name in ("local", "ray")]
+    assert all(np.array_equal(weights[0][name], weights[1][name]) for name in weights[0])
+    books = [(tmp_path / name / "ledger.jsonl").read_text() for name in ("local", "ray")]
+    assert books[0] == books[1]
