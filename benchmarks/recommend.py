@@ -210,6 +210,9 @@ def main() -> None:
     """Measure the systems and print a table; `--out` also writes it as JSON with the machine and the settings."""
     given = _parser().parse_args()
     torch.set_num_threads(given.threads)
+    names = [system.partition("=")[0] for system in given.systems]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise SystemExit(f"error: {', '.join(twice)} names several systems; name each apart, as {twice[0]}_0=...")
     source = Sequences(
         Sequences.Config(path=str(given.data), dataset=given.dataset, items=given.items, max_history=given.max_history)
     )

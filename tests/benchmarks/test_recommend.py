@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.recommend import Ranking, by_scores, measures, popularity, semantic_ids, summary
+from benchmarks.recommend import Ranking, by_scores, main, measures, popularity, semantic_ids, summary
 from benchmarks.sasrec import SasRecSettings, fit, scores
 from benchmarks.sid_beam import rank_leaves
 from rlkit.catalogue.items import Catalogue
@@ -147,3 +147,9 @@ def test_the_engine_and_the_plain_beam_find_the_same_items_in_the_same_order(fol
         assert trie.walk(np.array(tokens)).tolist() == ranked.tolist()
         totals = [sum(float(growth.nodes[node].behavior_logprobs.sum()) for node in path) for path in paths]
         assert totals == pytest.approx(scored, abs=1e-4)
+
+
+def test_two_systems_of_one_name_are_refused_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["recommend", "--dataset", "shop", "popularity", "ours=a", "ours=b"])
+    with pytest.raises(SystemExit, match=r"ours names several systems.*ours_0="):
+        main()
