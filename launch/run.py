@@ -149,8 +149,32 @@ def run_parts(resolved: Resolved, *, checkpoint: Path | None = None, log: bool =
             recorder=recorder,
             checkpoints=CheckpointStore(run_dir, keep=recipe.train.keep_checkpoints),
             index=rollouts.index,
+            canary=_canary(recipe, model_dir, rollouts, sync),
         )
         ledger.close()
+
+
+def _canary(recipe: Recipe, model_dir: Path, rollouts: Any, sync: Any) -> Any:
+    """What compares engines with the learner; None for engines that play an expert, whose tokens no policy sampled."""
+    if not recipe.train.canary_tokens or getattr(recipe.engine.load(), "needs_tasks", False):
+        return None
+
+    from transformers import AutoTokenizer
+
+    from rlkit.canary import TOLERANCE, Canary
+    from rlkit.policy.base import Sampling
+    from rlkit.render import Renderer
+    from rlkit.rollout.probe import renderer_prints
+
+    rollout = recipe.rollout
+    return Canary(
+        prints=renderer_prints(Renderer(AutoTokenizer.from_pretrained(model_dir, local_files_only=True))),
+        look=rollouts.look,
+        digests=sync.digests,
+        tokens=recipe.train.canary_tokens,
+        tolerance=TOLERANCE[recipe.model.dtype],
+        sampling=Sampling(temperature=rollout.temperature, top_k=rollout.top_k, top_p=rollout.top_p),
+    )
 
 
 @contextmanager

@@ -176,12 +176,15 @@ importance | ratio | mean | truncated proximal/behavior weight | unique policy t
 update/skipped | updates | sum | updates given up because loss or gradient was not finite | the step | 0 | Weights were left as they were.
 kl/behavior | nats | mean | k3: r − 1 − log r with r = π/μ | unique policy tokens | below 0.01; growth: engine and learner disagree or data are stale | Non-negative estimate of KL(μ‖π), μ being what sampled.
 kl/reference | nats | mean | the recipe's estimator; k3: q − 1 − log q with q = π_ref/π | unique policy tokens | slow growth | Distance from the frozen reference model.
+canary/difference | nats | mean | absolute difference of the log-probs of engine and learner | tokens scored again | below 0.0001 in float32, 0.1 in bfloat16 | Whether engines run the learner's policy.
+canary/breaches | steps | mean | 1 where canary/difference is above what the dtype explains | the step | 0; three steps in a row end the run | Steps in which they did not; the log names the culprit.
 ratio/deviation | ratio | mean | absolute value of ratio − 1 | ratios | below 0.05 | How far the policy has moved from what the ratio is taken against.
 throughput/tokens_per_s | tokens/s | mean | tokens/learned / timing/learn_s | seconds of learning | steady | Speed of the learner.
 throughput/completion_tokens_per_s | tokens/s | mean | policy tokens sampled / timing/rollout_s | seconds of rollout | steady | Speed of the engines.
 timing/rollout_s | s | sum | wall clock | the step | - | Sampling and environments.
 timing/index_s | s | sum | wall clock | the step | 0 but after every retriever.refresh_every steps | Building the index anew.
 timing/reward_s | s | sum | wall clock | the step | small beside rollout | Reward functions.
+timing/canary_s | s | sum | wall clock | the step | small beside learn | Comparing engines with the learner.
 timing/learn_s | s | sum | wall clock | the step | - | Forward, backward, optimizer.
 timing/sync_s | s | sum | wall clock | the step | small beside rollout | Weights from learner to engines.
 timing/eval_s | s | sum | wall clock | the evaluation | - | Held-out evaluation.

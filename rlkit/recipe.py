@@ -252,9 +252,11 @@ class Train:
     """Newest checkpoints kept on disk."""
     init_from: str | None = None
     """Run folder or checkpoint whose weights to start from; null: `model.path`."""
+    canary_tokens: int = 16
+    """Sampled tokens that the learner scores again in every step, to see that engines run its policy; 0: none."""
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "steps", "checkpoint_every", "eval_every")
+        at_least(self, 0, "steps", "checkpoint_every", "eval_every", "canary_tokens")
         at_least(self, 1, "keep_checkpoints")
 
 

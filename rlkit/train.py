@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from rlkit.algorithms.base import Algorithm, AlgorithmConfig
 from rlkit.algorithms.value_targets import calibration, with_values
+from rlkit.canary import Canary
 from rlkit.checkpoint import Checkpoint, CheckpointStore
 from rlkit.data.packing import Batch, pack, uncredited, with_logprobs
 from rlkit.errors import CheckpointError, LearnerError
@@ -116,6 +117,8 @@ class Parts:
     checkpoints: CheckpointStore
     index: Refreshable | None = None
     """The retriever, where its index is recorded and may follow the run."""
+    canary: Canary | None = None
+    """Compares engines with the learner; None where no engine samples the policy, or none should."""
 
     @property
     def settings(self) -> RolloutSettings:
@@ -178,6 +181,8 @@ def train(parts: Parts) -> int:
                 if stream is not None and not _rests(recipe, step):
                     with clock.time("sync"):
                         sent = _send(parts, stream)
+                with clock.time("canary"):
+                    seen = parts.canary.watch(step, found.trees, parts.learner) if parts.canary is not None else {}
                 with clock.time("learn"):
                     credited, report = learn(parts, found.trees)
                 if report.applied:
@@ -190,7 +195,7 @@ def train(parts: Parts) -> int:
                         sent = parts.sync.push(parts.learner)
                 parts.ledger.check(step, found.under_way)
             parts.recorder.trees(step, credited)
-            pairs = merge([_described(found, credited, parts), report.metrics, refreshed, clock.pairs])
+            pairs = merge([_described(found, credited, parts), report.metrics, refreshed, seen, clock.pairs])
             parts.recorder.log(step, finalise(pairs) | _totals(parts.ledger, sent, pairs))
             if _due(recipe.train.eval_every, step, steps):
                 _evaluate(parts, step)

@@ -88,7 +88,7 @@ def unit(module: str) -> str:
         return "ground"
     if name in PROTOCOLS:
         return "protocols"
-    return "train" if name in ("evaluate", "rescore") else name
+    return "train" if name in ("evaluate", "rescore", "canary") else name
 
 
 def sources() -> Iterator[tuple[str, Path]]:

@@ -23,7 +23,7 @@ from rlkit.learner.learner import UpdateReport
 from rlkit.recipe import Recipe
 from rlkit.sync.arrays import to_array
 from rlkit.sync.base import SyncReport
-from rlkit.sync.fingerprint import fingerprint
+from rlkit.sync.fingerprint import digests, fingerprint
 from rlkit.sync.local import confirm
 
 __all__ = ["LearnerGroup", "LearnerRank", "RaySync"]
@@ -146,3 +146,7 @@ class RaySync:
         confirmed = self.rollouts.load_weights(weights, facts["version"])
         confirm(facts["fingerprint"], confirmed, facts["version"])
         return SyncReport(**facts)
+
+    def digests(self, learner: LearnerGroup) -> dict[str, str]:
+        """Tensor -> digest of what `push` would send."""
+        return digests(ray.get(learner.weights()[0]))

@@ -28,6 +28,7 @@ from rlkit.rollout.build import build_retriever, build_rollouts, build_source, t
 from rlkit.rollout.ledger import Draw
 from rlkit.rollout.loop import Progress, RolloutSettings
 from rlkit.rollout.pace import Past
+from rlkit.rollout.probe import Question, Shown
 
 __all__ = ["RayRetriever", "RayRollouts", "RetrieverActor", "RolloutWorker"]
 
@@ -95,6 +96,10 @@ class RolloutWorker:
         """Give up a group."""
         if number in self._under_way:
             await self.rollouts.abandon(self._under_way.pop(number)[0])
+
+    async def show(self, question: Question) -> Shown:
+        """What it runs; see `rlkit.rollout.probe.show`."""
+        return await self.rollouts.show(question)
 
     async def load_weights(self, weights: Mapping[str, Any], version: int) -> str:
         """Run these weights; returns the fingerprint of what runs."""
@@ -178,6 +183,16 @@ class RayRollouts:
             if progress.scored is not None:
                 del self._owners[number]
             return progress
+
+    def look(self, question: Question) -> list[Shown]:
+        """What every worker runs; one that died shows nothing, and is replaced when its work is missed."""
+        found = []
+        for answer in [worker.show.remote(question) for worker in self.workers]:
+            try:
+                found.append(ray.get(answer))
+            except DIED:
+                found.append(Shown())
+        return found
 
     async def abandon(self, draw: Draw) -> None:
         """Give up a group."""

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from rlkit.errors import EngineError
-from rlkit.models.lora import add_adapters
+from rlkit.models.lora import add_adapters, travelling
 from rlkit.policy.attention import running
 from rlkit.policy.base import Completion, EngineContext, SampleRequest
 from rlkit.policy.drafts import Draft, Forward, pack, whole_vectors
@@ -40,6 +40,7 @@ from rlkit.policy.tokens import StopWatch, Tokenizer, decode
 from rlkit.policy.weights import assign_weights
 from rlkit.randomness import Address, uniform
 from rlkit.recipe import LoraSettings
+from rlkit.sync.fingerprint import digests
 
 __all__ = ["Constraint", "Counts", "HfEngine"]
 
@@ -174,6 +175,10 @@ class HfEngine:
         self._slots = Slots()
         self._version = version
         return found
+
+    def digests(self) -> dict[str, str]:
+        """Tensor -> digest of what runs, by the names that a sync uses."""
+        return digests(travelling(self._model.state_dict()))
 
     # ------------------------------------------------------------------ requests, on the event loop
 

@@ -30,7 +30,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from rlkit.catalogue.items import Catalogue
 from rlkit.catalogue.trie import Trie
 from rlkit.errors import EngineError
-from rlkit.models.lora import add_adapters
+from rlkit.models.lora import add_adapters, travelling
 from rlkit.models.value_head import VALUE_PREFIX, add_value_head
 from rlkit.policy.attention import running
 from rlkit.policy.base import Completion, EngineContext, GrowRequest, Growth, SampleRequest
@@ -47,6 +47,7 @@ from rlkit.randomness import Address, generator, uniform
 from rlkit.recipe import LoraSettings
 from rlkit.records import Node, NodeSearch, Sampler, SamplingState, SearchReport
 from rlkit.settings import at_least
+from rlkit.sync.fingerprint import digests
 
 __all__ = ["Grown", "TrieEngine"]
 
@@ -224,6 +225,10 @@ class TrieEngine:
         found = assign_weights(self._model, weights)
         self._version = version
         return found
+
+    def digests(self) -> dict[str, str]:
+        """Tensor -> digest of what runs, by the names that a sync uses."""
+        return digests(travelling(self._model.state_dict()))
 
     # ------------------------------------------------------------------------------------------ requests
 

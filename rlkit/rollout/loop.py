@@ -25,6 +25,7 @@ from rlkit.rollout.branching import Branching, play, with_trunks
 from rlkit.rollout.episode import Episode, Group
 from rlkit.rollout.ledger import Draw
 from rlkit.rollout.pace import Flight, Pace, Past, Segment
+from rlkit.rollout.probe import Question, Shown, show
 
 __all__ = ["Progress", "RolloutSettings", "Rollouts", "TreeScorer", "rollout_tree"]
 
@@ -179,6 +180,14 @@ class Rollouts:
         """Give up a group that was begun."""
         if (flight := self._flights.pop(draw.number, None)) is not None:
             await flight.abandon()
+
+    async def show(self, question: Question) -> Shown:
+        """What this worker runs; see `rlkit.rollout.probe.show`."""
+        return await show(self.engine, self.renderer, question)
+
+    def look(self, question: Question) -> list[Shown]:
+        """`show`, for a caller without an event loop and with any number of workers."""
+        return [self.background.run(self.show(question))]
 
     def close(self) -> None:
         """End the reward processes and the event loop; the engine belongs to the caller."""

@@ -15,17 +15,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["fingerprint"]
+__all__ = ["digests", "fingerprint"]
 
 _THREADS = 4  # hashing releases the interpreter lock
 
 
 def fingerprint(weights: Mapping[str, Any]) -> str:
     """32 hex digits for name -> numpy array or torch tensor; the order of the mapping does not matter."""
-    with ThreadPoolExecutor(_THREADS) as pool:
-        digests = pool.map(_digest, weights.values())
-        lines = [f"{name} {digest}" for name, digest in zip(weights, digests, strict=True)]
+    lines = [f"{name} {digest}" for name, digest in digests(weights).items()]
     return hashlib.blake2b("\n".join(sorted(lines)).encode(), digest_size=16).hexdigest()
+
+
+def digests(weights: Mapping[str, Any]) -> dict[str, str]:
+    """The same for each tensor: name -> 32 hex digits."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return dict(zip(weights, pool.map(_digest, weights.values()), strict=True))
 
 
 def _digest(value: Any) -> str:

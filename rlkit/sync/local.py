@@ -8,7 +8,7 @@ from typing import Any
 from rlkit.errors import SyncError
 from rlkit.policy.base import Engine
 from rlkit.sync.base import SyncReport
-from rlkit.sync.fingerprint import fingerprint
+from rlkit.sync.fingerprint import digests, fingerprint
 
 __all__ = ["LocalSync", "confirm"]
 
@@ -36,3 +36,7 @@ class LocalSync:
         confirm(sent, [self.engine.load_weights(weights, learner.version)], learner.version)
         num_bytes = sum(w.numel() * w.element_size() for w in weights.values())
         return SyncReport(version=learner.version, num_bytes=num_bytes, fingerprint=sent)
+
+    def digests(self, learner: Any) -> dict[str, str]:
+        """Tensor -> digest of what `push` would send."""
+        return digests(learner.weights())
