@@ -4,8 +4,9 @@
     parent <── one JSON line per call ──────────  child's stdout      as soon as it is known
     parent <── what rewards print ──────────────  child's stderr      the end of it is kept for the log
 
-Calls are answered in order. So when the deadline passes or the child dies, the first call without an answer
-is to blame: it is recorded as failed, a new child gets the rest, and answers already here are kept.
+Calls are answered in order. So when the deadline passes or the child dies, the first call without an answer is to
+blame: it is recorded as failed, a new child gets the rest, and answers already here are kept. A child may be killed
+from outside too, by a machine short of memory, say: a call whose child died is asked once more before it is blamed.
 """
 
 from __future__ import annotations
@@ -90,6 +91,7 @@ class RewardProcess:
     def run(self, tree: Tree, calls: Sequence[Call]) -> list[list[Outcome]]:
         """The outcomes of each call, in order; what goes wrong is in them."""
         done: list[list[Outcome]] = []
+        asked_again = -1
         packed = pickle.dumps(tree, protocol=pickle.HIGHEST_PROTOCOL)
         while len(done) < len(calls):
             rest = calls[len(done) :]
@@ -104,7 +106,10 @@ class RewardProcess:
             except _Lost as lost:
                 call = calls[len(done)]
                 log.warning("reward %s: %s; it printed: %s", self._specs[call.reward].name, lost, self.kill())
-                done.append(_fail(call, tree, str(lost)))
+                if isinstance(lost, _Died) and asked_again != len(done):
+                    asked_again = len(done)
+                else:
+                    done.append(_fail(call, tree, str(lost)))
             except (RewardError, RecipeError) as error:
                 done += [_fail(call, tree, str(error)) for call in rest]
         return done
@@ -156,13 +161,13 @@ class RewardProcess:
         if not poll.poll(max(end - time.monotonic(), 0) * 1000):
             raise _Lost(f"deadline of {deadline_s:g} s")
 
-    def _death(self) -> _Lost:
+    def _death(self) -> _Died:
         assert self._child is not None
         try:
             code = self._child.wait(timeout=1)
         except subprocess.TimeoutExpired:
-            return _Lost("its process closed the connection")
-        return _Lost(
+            return _Died("its process closed the connection")
+        return _Died(
             f"its process died of {signal.Signals(-code).name}" if code < 0 else f"its process exited ({code})"
         )
 
@@ -174,6 +179,10 @@ class RewardProcess:
 
 class _Lost(Exception):
     """The child does not answer any more."""
+
+
+class _Died(_Lost):
+    """It is gone, by its own doing or not."""
 
 
 def _fail(call: Call, tree: Tree, why: str) -> list[Outcome]:

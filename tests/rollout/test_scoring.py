@@ -53,6 +53,13 @@ REWARDS = '''
         """Something else for each sample index."""
         return mood[trajectory.leaf.sample_index]
 
+    def fragile(task, trajectory, *, flag):
+        """Somebody kills its process, once."""
+        if trajectory.leaf.sample_index == 1 and not os.path.exists(flag):
+            open(flag, "w").close()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return 1.0
+
     def odd(task, trajectory):
         return [1.5, np.float32(2), True, "high", None, math.inf, {}, Score(value=1, turns=())][
             trajectory.leaf.sample_index
@@ -229,6 +236,13 @@ def test_a_reward_that_ends_its_process_costs_one_leaf_and_the_run_goes_on(folde
     again = asyncio.run(scorer.score(tree("d"))).terms
     assert [values(term) for term in again] == [[1], [1]]
     scorer.close()
+
+
+def test_a_process_that_is_killed_from_outside_costs_no_reward(folder, tmp_path):
+    [term] = score(tree(), spec(folder, "fragile", flag=str(tmp_path / "killed")), isolate=True).terms
+    assert (tmp_path / "killed").exists()
+    assert values(term) == [1, 1, 1]
+    assert term.status == ("ok", "ok", "ok")
 
 
 def test_what_a_reward_raises_is_recorded_with_its_words(folder):
