@@ -4,8 +4,8 @@
 
 A point is one run of a tiny model from its start to its end in which one process is killed: as soon as the ledger has a
 random number of lines, and a random part of a line's mean time later. A run that dies is started again with the same
-command, as a job scheduler would, until it ends. Then it is compared with the undisturbed run of its mode: weights to the
-bit, ledger event by event, steps logged once each.
+command, as a job scheduler would, until it ends. Then it is compared with the undisturbed run of its mode:
+weights to the bit, ledger event by event, steps logged once each.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -79,9 +80,14 @@ def start(arguments: Sequence[str], log: Path) -> int:
         with log.open("ab") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
-        from rlkit.launch.cli import main
+        try:
+            from rlkit.launch.cli import main
 
-        os._exit(main(["train", *arguments]))
+            os._exit(main(["train", *arguments]))
+        except BaseException:  # nothing of this program may go on in the child
+            traceback.print_exc()
+        finally:
+            os._exit(1)
     return child
 
 
@@ -259,18 +265,20 @@ def page(points: int, tallies: dict[tuple[str, str], Tally]) -> str:
     facts: dict[str, Any] = machine(1)
     equal = sum(tally.equal for tally in tallies.values())
     rows = [
-        f"| {mode} | {victim} | {tally.points} | {tally.equal} | {tally.restarts} | {'; '.join(tally.problems) or '-'} |"
-        for (mode, victim), tally in sorted(tallies.items())
+        f"| {mode} | {victim} | {one.points} | {one.equal} | {one.restarts} | {'; '.join(one.problems) or '-'} |"
+        for (mode, victim), one in sorted(tallies.items())
     ]
     head = ["| run | killed | points | equal | started again | problems |", "| --- | --- | ---: | ---: | ---: | --- |"]
     return "\n".join(
         [
             f"# SIGKILL at {points} random points: {equal} runs end equal to the undisturbed one",
             "",
-            f"```bash\npython -m benchmarks.kill_anywhere --points {points} > benchmarks/results/kill_anywhere.md\n```",
+            "```bash",
+            f"python -m benchmarks.kill_anywhere --points {points} > benchmarks/results/kill_anywhere.md",
+            "```",
             "",
-            f"Tiny model, {STEPS} steps, a checkpoint every 2. Equal: weights to the bit, every draw trained once in the same",
-            "step, no draw lost, every step logged once. What is not started again went on by itself.",
+            f"Tiny model, {STEPS} steps, a checkpoint every 2. Equal: weights to the bit, every draw trained once in",
+            "the same step, no draw lost, every step logged once. What is not started again went on by itself.",
             "",
             *head,
             *rows,

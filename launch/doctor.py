@@ -31,7 +31,7 @@ OPTIONAL_FIXES = {
     "tensorboard": ".venv/bin/pip install -c constraints.txt -e '.[tensorboard]'",
     "wandb": ".venv/bin/pip install -c constraints.txt -e '.[wandb]'",
     # vLLM needs an older transformers, so it gets an environment of its own.
-    "vllm": "python3 -m venv .venv-vllm && .venv-vllm/bin/pip install -e '.[vllm]'",
+    "vllm": "launch/setup-vllm",
 }
 """Optional extra -> the command that adds it."""
 INSTALL_AGAIN = "rm -f .venv/rlkit.stamp && launch/setup"

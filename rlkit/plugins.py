@@ -79,6 +79,7 @@ TABLES: dict[Family, dict[str, str]] = {
     },
     "engines": {
         "hf": "rlkit.policy.hf:HfEngine",
+        "vllm": "rlkit.policy.vllm:VllmEngine",
         "fake": "rlkit.policy.fake:FakeEngine",
         "demonstration": "rlkit.policy.demonstration:DemonstrationEngine",
         "answers": "rlkit.policy.answers:AnswerEngine",
