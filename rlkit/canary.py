@@ -26,7 +26,7 @@ from rlkit.randomness import stream
 from rlkit.records import Leaf, Node, SamplingState, ScoredTree, Task, Tree
 from rlkit.rollout.probe import Question, Shown
 
-__all__ = ["TOLERANCE", "Canary", "Sighting", "sighted"]
+__all__ = ["TOLERANCE", "Canary", "Sighting", "difference", "sighted"]
 
 log = logging.getLogger(__name__)
 Floats = NDArray[np.float64]
@@ -125,19 +125,19 @@ class Canary:
             sighting = next(iter(_probed(older.path, shown, learner.version)), None)
         if sighting is None:
             return {}
-        differences = np.abs(_difference(learner, sighting))
-        breach = not differences.mean() <= self.tolerance  # NaN is a breach
+        found = np.abs(difference(learner, sighting))
+        breach = not found.mean() <= self.tolerance  # NaN is a breach
         self._breaches = self._breaches + 1 if breach else 0
         if breach:
             message = (
-                f"step {step}: log-probs of engine and learner differ by {differences.mean():.3g} nats, more than "
+                f"step {step}: log-probs of engine and learner differ by {found.mean():.3g} nats, more than "
                 f"{self.tolerance:g}; culprit: {self.culprit(sighting, learner)}"
             )
             log.error("%s", message)
             if self._breaches >= MAX_BREACHES:
                 raise SyncError(message)
         return {
-            "canary/difference": (float(differences.sum()), float(len(differences))),
+            "canary/difference": (float(found.sum()), float(len(found))),
             "canary/breaches": (float(breach), 1.0),
         }
 
@@ -157,7 +157,7 @@ class Canary:
         probes = _probed(sighting.path, shown, learner.version)
         if probes and all(self._agrees(probe, learner) for probe in probes):
             return "keys and values: the engine went on with those of other weights; computed anew it agrees"
-        if sighting.sampling.support_ids is None and _difference(learner, sighting).max() <= self.tolerance:
+        if sighting.sampling.support_ids is None and difference(learner, sighting).max() <= self.tolerance:
             return "top-k or top-p: the engine normalises over kept sets that its nodes do not hold"
         return "unknown: weights, template and temperature are equal; look at dtype and kernels of the engine"
 
@@ -174,14 +174,14 @@ class Canary:
         )
 
     def _agrees(self, sighting: Sighting, learner: Scorer) -> bool:
-        return bool(np.abs(_difference(learner, sighting)).mean() <= self.tolerance)
+        return bool(np.abs(difference(learner, sighting)).mean() <= self.tolerance)
 
     def _temperature(self, sighting: Sighting, learner: Scorer) -> float | None:
         """The temperature that explains the log-probs, if one does."""
 
         def error(value: float) -> float:
             state = replace(sighting.sampling, temperature=value)
-            return float(np.abs(_difference(learner, replace(sighting, sampling=state))).mean())
+            return float(np.abs(difference(learner, replace(sighting, sampling=state))).mean())
 
         grid = [float(factor * sighting.sampling.temperature) for factor in _FACTORS]
         place = int(np.argmin([error(value) for value in grid]))
@@ -192,7 +192,7 @@ class Canary:
         return (low + high) / 2 if error((low + high) / 2) <= self.tolerance else None
 
 
-def _difference(learner: Scorer, sighting: Sighting) -> Floats:
+def difference(learner: Scorer, sighting: Sighting) -> Floats:
     """[n] the learner's log-probs less the engine's."""
     nodes = (
         Node(parent=-1, author="prompt", token_ids=sighting.path),

@@ -64,7 +64,7 @@ def test_the_wheel_holds_every_file_of_the_packages_but_the_shell_commands(wheel
     package = checkout / "rlkit"
     folders = [package, *(package / name for name in LINKED)]  # rglob does not enter links by itself
     files = {file for folder in folders for file in folder.rglob("*") if file.is_file()}
-    shell = {"rlkit/launch/local", "rlkit/launch/test", "rlkit/launch/setup", "rlkit/launch/submit"}
+    shell = {f"rlkit/launch/{name}" for name in ("local", "test", "setup", "setup-vllm", "submit")}
     expected = {str(file.relative_to(checkout)) for file in files} - shell
     forgotten = expected - set(wheel.namelist())
     assert forgotten == set(), "give their pattern to package_data in setup.py"
