@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 from rlkit.config import SECRET
 from rlkit.errors import RlkitError
 
-__all__ = ["EXCLUDES", "FileBundle", "environment", "file_bundle", "packages"]
+__all__ = ["EXCLUDES", "FileBundle", "environment", "file_bundle"]
 
 EXCLUDES = (".git", ".venv", "runs", "__pycache__", "*.egg-info")
 """Never sent, besides what .gitignore names."""
@@ -21,7 +19,6 @@ LIMIT = 500 << 20
 """Bytes of a working folder that Ray uploads."""
 PASSED = ("RLKIT_", "HF_HUB_OFFLINE", "WANDB_MODE", "WANDB_BASE_URL")
 """Beginnings of environment variables that a job takes along; secrets stay behind."""
-PACKAGES = ("rlkit-tree", "ray", "torch", "transformers", "numpy")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,14 +63,3 @@ def environment(variables: Mapping[str, str] | None = None) -> dict[str, str]:
     """Variables of this process that the job gets."""
     source = os.environ if variables is None else variables
     return {k: source[k] for k in sorted(source) if k.startswith(PASSED) and not SECRET.search(k)}
-
-
-def packages() -> dict[str, str]:
-    """Versions that the nodes should have too."""
-    found = {"python": ".".join(map(str, sys.version_info[:3]))}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "missing"
-    return found

@@ -15,9 +15,10 @@ import yaml
 
 from rlkit.config import Resolved
 from rlkit.errors import RecipeError, RlkitError
-from rlkit.launch.bundle import EXCLUDES, environment, file_bundle, packages
+from rlkit.launch.bundle import EXCLUDES, environment, file_bundle
 from rlkit.launch.rayjob import rayjob
 from rlkit.launch.slurm import slurm_script
+from rlkit.packages import installed
 from rlkit.placement import Node, bundles, nodes_needed, shown
 
 __all__ = ["Target", "parse_node", "submit"]
@@ -119,7 +120,7 @@ def _rendered(resolved: Resolved, command: Sequence[str], target: Target, env: M
         image=target.image,
         node=target.node,
         memory=target.memory,
-        ray_version=packages()["ray"],
+        ray_version=installed()["ray"],
         env=env,
         working_dir=target.working_dir,
     )
@@ -143,7 +144,7 @@ def _preview(resolved: Resolved, command: Sequence[str], target: Target, env: Ma
     else:
         source = target.working_dir or (f"image {target.image}" if target.kind == "kuberay" else str(Path.cwd()))
         rows.append(("bundle", f"nothing is uploaded: the files of {source}"))
-    rows.append(("environment", ", ".join(f"{name} {version}" for name, version in packages().items())))
+    rows.append(("environment", ", ".join(f"{name} {version}" for name, version in installed().items())))
     rows.append(("", ", ".join(f"{name}={value}" for name, value in env.items()) or "no variables are passed on"))
     for index, line in enumerate(shown(recipe.cluster).splitlines()):
         rows.append(("placement" if index == 0 else "", line))

@@ -176,7 +176,7 @@ importance | ratio | mean | truncated proximal/behavior weight | unique policy t
 update/skipped | updates | sum | updates given up because loss or gradient was not finite | the step | 0 | Weights were left as they were.
 kl/behavior | nats | mean | k3: r − 1 − log r with r = π/μ | unique policy tokens | below 0.01; growth: engine and learner disagree or data are stale | Non-negative estimate of KL(μ‖π), μ being what sampled.
 kl/reference | nats | mean | the recipe's estimator; k3: q − 1 − log q with q = π_ref/π | unique policy tokens | slow growth | Distance from the frozen reference model.
-canary/difference | nats | mean | absolute difference of the log-probs of engine and learner | tokens scored again | below 0.0001 in float32, 0.1 in bfloat16 | Whether engines run the learner's policy.
+canary/difference | nats | mean | absolute difference of the log-probs of engine and learner | tokens scored again | below 0.0001 in float32, 0.2 in bfloat16 | Whether engines run the learner's policy.
 canary/breaches | steps | mean | 1 where canary/difference is above what the dtype explains | the step | 0; three steps in a row end the run | Steps in which they did not; the log names the culprit.
 ratio/deviation | ratio | mean | absolute value of ratio − 1 | ratios | below 0.05 | How far the policy has moved from what the ratio is taken against.
 throughput/tokens_per_s | tokens/s | mean | tokens/learned / timing/learn_s | seconds of learning | steady | Speed of the learner.

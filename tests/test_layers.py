@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 GROUND = {
     "errors", "records", "randomness", "metrics", "recipe", "settings", "plugins", "layers", "combinations", "config",
-    "checkpoint", "live", "store", "recorder", "text", "tags", "network", "placement", "lock", "transcript",
+    "checkpoint", "live", "store", "recorder", "text", "tags", "network", "placement", "packages", "lock", "transcript",
 }  # fmt: skip
 PROTOCOLS = {"env", "reward", "render", "retriever"}
 ALLOWED: dict[str, set[str]] = {

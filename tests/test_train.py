@@ -237,3 +237,17 @@ def test_a_task_without_answers_is_refused_before_the_run_where_a_reward_reads_t
     recipe = load(ROOT / "recipes/tiny.yaml").recipe
     with pytest.raises(DataError, match=r"1 of 2 tasks of split 'train' have no answers \(first: b\).*rewards\[0\]"):
         tasks_of(recipe, Source(), "train")
+
+
+def test_a_clock_that_jumps_back_changes_no_duration_no_order_and_no_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = iter(range(10**9, 0, -3600))  # every look at the wall clock is an hour before the last one
+    monkeypatch.setattr("time.time", lambda: float(next(now)))
+    run = parts(tmp_path)
+    assert train(run) == 3
+    steps = [row for row in read_metrics(tmp_path) if "timing/step_s" in row.metrics]
+    assert [row.step for row in steps] == [1, 2, 3]
+    assert all(0 <= row.metrics["timing/step_s"] < 60 for row in steps)
+    assert [row.time for row in steps] == sorted((row.time for row in steps), reverse=True)  # the clock did jump
+    assert (run.ledger.num_drawn, run.ledger.num_trained, run.ledger.pending) == (12, 12, ())

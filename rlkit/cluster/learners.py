@@ -20,6 +20,7 @@ from rlkit.cluster.runtime import actor_options
 from rlkit.data.packing import Batch
 from rlkit.errors import RlkitError
 from rlkit.learner.learner import UpdateReport
+from rlkit.packages import installed, refuse_others
 from rlkit.recipe import Recipe
 from rlkit.sync.arrays import to_array
 from rlkit.sync.base import SyncReport
@@ -37,6 +38,10 @@ class LearnerRank:
         with socket.socket() as probe:
             probe.bind(("", 0))
             return f"tcp://{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
+
+    def packages(self) -> tuple[str, dict[str, str]]:
+        """The machine it runs on, and its packages."""
+        return ray.util.get_node_ip_address(), installed()
 
     def start(self, recipe: Recipe, model_dir: Path, total_updates: int, rank: int, size: int, meeting: str) -> None:
         """Load the model and join the group."""
@@ -83,6 +88,8 @@ class LearnerGroup:
         threads, gpus, size = cluster.threads_per_worker, cluster.gpus_per_learner_rank, cluster.learner_ranks
         options = [actor_options(threads, gpus, bundle=rank) for rank in range(size)]
         self.ranks = [ray.remote(LearnerRank).options(**seat).remote() for seat in options]
+        for index, (address, theirs) in enumerate(ray.get([rank.packages.remote() for rank in self.ranks])):
+            refuse_others(f"learner rank {index} on {address}", theirs, installed())
         meeting = ray.get(self.ranks[0].rendezvous.remote())
         ray.get([r.start.remote(recipe, model_dir, total_updates, i, size, meeting) for i, r in enumerate(self.ranks)])
 

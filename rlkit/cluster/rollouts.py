@@ -20,6 +20,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, WorkerCrashedE
 from rlkit.cluster.index import RayIndex
 from rlkit.cluster.runtime import actor_options
 from rlkit.errors import EngineError
+from rlkit.packages import installed, refuse_others
 from rlkit.recipe import Recipe
 from rlkit.records import ScoredTree, Task
 from rlkit.retriever import Retrieval
@@ -80,6 +81,10 @@ class RolloutWorker:
         self.rollouts = build_rollouts(recipe, model_dir=model_dir, retriever=shared, tasks=tasks)
         self._under_way: dict[int, tuple[Draw, RolloutSettings, Past]] = {}
 
+    async def packages(self) -> tuple[str, dict[str, str]]:
+        """The machine it runs on, and its packages."""
+        return ray.util.get_node_ip_address(), installed()
+
     async def tree(self, draw: Task | Draw, settings: RolloutSettings) -> ScoredTree:
         """Roll out and score one task."""
         return (await self.rollouts.run([draw], settings))[0]
@@ -124,6 +129,8 @@ class RayRollouts:
             .remote(recipe, model_dir, retriever)
         )
         self.workers = [self._make() for _ in range(cluster.rollout_workers)]
+        for index, (address, theirs) in enumerate(ray.get([worker.packages.remote() for worker in self.workers])):
+            refuse_others(f"rollout worker {index} on {address}", theirs, installed())
         self._weights: tuple[Any, int] | None = None
         self._owners: dict[int, Any] = {}
         self.background = Background()

@@ -15,8 +15,10 @@ from safetensors.numpy import load_file  # noqa: E402
 
 from rlkit.cluster.rollouts import RayRollouts  # noqa: E402
 from rlkit.config import Resolved, load  # noqa: E402
+from rlkit.errors import RecipeError  # noqa: E402
 from rlkit.evaluate import evaluation_settings  # noqa: E402
 from rlkit.launch.run import run_recipe  # noqa: E402
+from rlkit.packages import installed  # noqa: E402
 from rlkit.policy.base import Sampling  # noqa: E402
 from rlkit.policy.tiny import tiny_model  # noqa: E402
 from rlkit.records import ScoredTree  # noqa: E402
@@ -164,3 +166,11 @@ def test_groups_under_way_survive_their_worker_and_end_as_in_one_process(
     assert all(np.array_equal(weights[0][name], weights[1][name]) for name in weights[0])
     books = [(tmp_path / name / "ledger.jsonl").read_text() for name in ("local", "ray")]
     assert books[0] == books[1]
+
+
+def test_workers_with_other_packages_are_refused_before_anything_is_sampled(
+    cluster: None, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlkit.cluster.rollouts.installed", lambda: installed() | {"torch": "9.9"})
+    with pytest.raises(RecipeError, match=r"rollout worker 0 on .* runs on other packages \(torch .*, here 9\.9\)"):
+        RayRollouts(recipe(model).recipe, model)
