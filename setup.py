@@ -36,6 +36,7 @@ setup(
             "transformers>=5.23",
             "accelerate>=1.15",
             "safetensors>=0.8",
+            "xxhash>=4.1",  # fingerprints of weights
             "ml_dtypes>=0.5",
             "gguf>=0.19",  # reads the small model of the quickstart
             "bm25s>=0.3",

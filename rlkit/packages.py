@@ -1,4 +1,4 @@
-"""Which packages run here, and the refusal of a machine that runs others: two versions of one kernel are two policies."""
+"""Which packages run here, and the refusal of a machine with others: two versions of one kernel are two policies."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def assign_weights(model: nn.Module, weights: Mapping[str, Any]) -> str:
     state = travelling(model.state_dict())
     _check(state, weights)
     for name, source in weights.items():
-        arriving = source if isinstance(source, Tensor) else to_tensor(source)
+        arriving = source if isinstance(source, Tensor) else to_tensor(source, borrow=True)
         if name == BASE and not torch.equal(state[name].cpu(), arriving.cpu()):
             raise EngineError(
                 "the engine's frozen weights are not the learner's: under model.lora both start from model.path, and "

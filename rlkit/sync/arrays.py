@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import ml_dtypes
@@ -24,9 +25,19 @@ def to_array(tensor: Tensor) -> NDArray[Any]:
     return tensor.numpy()
 
 
-def to_tensor(array: NDArray[Any]) -> Tensor:
-    """The array's numbers as a tensor. Copies a read-only array, as arrays out of an object store are."""
-    writeable = array if array.flags.writeable else np.array(array)
-    if writeable.dtype == BFLOAT16:
-        return torch.from_numpy(writeable.view(np.uint16)).view(torch.bfloat16)
-    return torch.from_numpy(writeable)
+def to_tensor(array: NDArray[Any], *, borrow: bool = False) -> Tensor:
+    """The array's numbers as a tensor. Copies a read-only array, as arrays out of an object store are.
+
+    With `borrow` it does not: whoever asks only reads the tensor, and no longer than the array lives.
+    """
+    if borrow and not array.flags.writeable:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            return _tensor(array)
+    return _tensor(array if array.flags.writeable else np.array(array))
+
+
+def _tensor(array: NDArray[Any]) -> Tensor:
+    if array.dtype == BFLOAT16:
+        return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
