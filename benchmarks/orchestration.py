@@ -3,8 +3,8 @@
     python -m benchmarks.orchestration [--workers 1 4 16 64] [--steps 4] [--memory-steps 2000]
         > benchmarks/results/orchestration.md
 
-Every worker rolls out four groups at a time of eight samples of 200 tokens after a prompt of 500, which takes 8 s of
-waiting, and the learner waits 2 s: a step of 10 s in which all else is overhead. Trees are of full size, so that
+Every worker rolls out a group of eight samples of 200 tokens after a prompt of 500, which takes 8 s of waiting, and the
+learner waits 2 s: a step of 10 s in which all else is overhead. Trees are of full size, so that
 draws, transport, credit, packing, ledger and metrics are paid for. With more workers a step has more groups. Then the
 driver's memory over thousands of steps that do not wait.
 """
@@ -35,7 +35,7 @@ from rlkit.train import train
 
 __all__ = ["WaitingRollouts", "grown", "memory"]
 
-GROUPS, SAMPLES, PROMPT, COMPLETION = 4, 8, 500, 200
+GROUPS, SAMPLES, PROMPT, COMPLETION = 1, 8, 500, 200
 ROLLOUT_S, UPDATE_S = 8.0, 2.0
 MIB = 2**20
 

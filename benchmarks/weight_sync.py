@@ -66,9 +66,8 @@ def main() -> None:
     bound = parts["one copy in memory"]
     print("# A weight sync against a copy in memory\n")
     print("```bash\npython -m benchmarks.weight_sync > benchmarks/results/weight_sync.md\n```\n")
-    print(
-        f"{report.num_bytes / 1e6:.0f} MB, one learner and one rollout worker of one thread; medians of {given.repeats}.\n"
-    )
+    size = report.num_bytes / 1e6
+    print(f"{size:.0f} MB, one learner and one rollout worker of one thread; medians of {given.repeats}.\n")
     print("| what | s | GB/s | copies |\n| --- | ---: | ---: | ---: |")
     for title, found in [*parts.items(), ("a whole push, fingerprints compared", whole)]:
         print(f"| {title} | {found:.3f} | {report.num_bytes / found / 1e9:.2f} | {found / bound:.1f} |")

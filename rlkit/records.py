@@ -369,7 +369,7 @@ class RewardTerm:
     def __post_init__(self) -> None:
         if len(self.values) != len(self.status):
             raise ValueError(f"RewardTerm {self.name}: {len(self.values)} values, {len(self.status)} statuses")
-        if any((status == "ok") != bool(np.isfinite(v)) for status, v in zip(self.status, self.values, strict=True)):
+        if [status == "ok" for status in self.status] != np.isfinite(self.values).tolist():
             raise ValueError(f"RewardTerm {self.name}: a value is finite exactly where its status is ok")
 
 
