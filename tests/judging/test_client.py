@@ -152,7 +152,7 @@ def test_no_server_and_one_that_hangs_up_are_failures(serve: Serve) -> None:
 def test_no_more_requests_are_under_way_than_allowed_and_answers_keep_their_order(serve: Serve) -> None:
     def echo(handler: Any, number: int) -> None:
         content = server.requests[number]["messages"][0]["content"]
-        says({"mark": int(content.split("path")[1].split()[0])}, after_s=0.05)(handler, number)
+        says({"mark": int(content.split("path")[1].split()[0])}, after_s=0.25)(handler, number)
 
     server = serve(echo)
     verdicts = client(server.url, concurrency=3).ask([question(f"path{n}") for n in range(9)])
