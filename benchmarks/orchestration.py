@@ -15,7 +15,7 @@ import argparse
 import asyncio
 import gc
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ import ray
 from benchmarks.machine import machine
 from benchmarks.waiting import WaitingLearner, WaitingSync, parts_of
 from rlkit.cluster.rollouts import RayRollouts
+from rlkit.cluster.weights import Parcel
 from rlkit.recorder import read_metrics
 from rlkit.records import Leaf, Node, RewardTerm, SamplingState, ScoredTree, Task, Tree
 from rlkit.rollout.background import Background
@@ -60,6 +61,11 @@ def grown(draw: Task | Draw, version: int) -> ScoredTree:
     return ScoredTree(tree=Tree(task=task, nodes=tuple(nodes), leaves=leaves), terms=(term,))
 
 
+def empty(version: int) -> Parcel:
+    """No weights."""
+    return Parcel(version=version, tensors={}, plan=(), buckets=(), changes=False)
+
+
 class WaitingWorker:
     """`rlkit.cluster.rollouts.RolloutWorker` without an engine."""
 
@@ -71,10 +77,10 @@ class WaitingWorker:
         await asyncio.sleep(self.rollout_s)
         return grown(draw, self.version)
 
-    async def load_weights(self, weights: Mapping[str, Any], version: int) -> str:
+    async def load_weights(self, parcels: Sequence[Parcel]) -> str:
         """Take the version."""
-        self.version = version
-        return str(version)
+        self.version = parcels[-1].version
+        return str(self.version)
 
 
 class WaitingRollouts(RayRollouts):
@@ -84,10 +90,10 @@ class WaitingRollouts(RayRollouts):
         options = {"num_cpus": 0, "max_concurrency": 1000}
         self._make = lambda: ray.remote(WaitingWorker).options(**options).remote(rollout_s)
         self.workers = [self._make() for _ in range(workers)]
-        self._weights, self._owners, self.num_replaced = None, {}, 0
+        self._parcels, self._owners, self.num_replaced = None, {}, 0
         self.index = None
         self.background = Background()
-        self.load_weights({}, 0)
+        self.load_weights([empty(0)])
 
 
 class WeightsOnRay:
@@ -98,7 +104,7 @@ class WeightsOnRay:
 
     def push(self, learner: WaitingLearner) -> Any:
         """Every worker confirms."""
-        self.rollouts.load_weights({}, learner.version)
+        self.rollouts.load_weights([empty(learner.version)])
         return WaitingSync(engines=()).push(learner)
 
 

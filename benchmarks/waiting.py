@@ -167,7 +167,7 @@ class WaitingSync:
         time.sleep(self.sync_s)
         for engine in self.engines:
             engine.load_weights({}, learner.version)
-        return SyncReport(version=learner.version, num_bytes=0, fingerprint="")
+        return SyncReport(version=learner.version, num_bytes=0, sent_bytes=0, link_bytes_per_s=1e9, fingerprint="")
 
 
 def parts_of(rollouts: Any, learner: Any, sync: Any, overrides: Sequence[str], folder: Path | None = None) -> Parts:

@@ -190,7 +190,9 @@ timing/sync_s | s | sum | wall clock | the step | small beside rollout | Weights
 timing/eval_s | s | sum | wall clock | the evaluation | - | Held-out evaluation.
 timing/checkpoint_s | s | sum | wall clock | the step | small | Writing a checkpoint.
 timing/step_s | s | sum | wall clock | the step | steady | The whole step; phases that overlap may add up to more.
-sync/bytes | bytes | sum | bytes of weights sent | the step | - | Size of one weight update.
+sync/bytes | bytes | sum | bytes of weights sent to one engine | the step | - | Size of one weight update; of its changes under cluster.sync_changes.
+sync/link_bytes_per_s | bytes/s | mean | bytes of a probe / seconds until the slowest engine has a copy | measured once a run | steady | What the link allows.
+sync/times_bound | ratio | mean | timing/sync_s × sync/link_bytes_per_s / bytes of the weights | the step | 1 to 5 | How often the weights could have crossed the link meanwhile.
 memory/peak_mib | MiB | max | peak memory of the learner so far | the first rank | below the device's limit | Resident on a CPU, allocated on a GPU.
 ledger/drawn | tasks | sum | tasks taken from the source so far | the run | trained + dropped + pending | Every task that was ever started.
 ledger/trained | tasks | sum | tasks whose tree reached the learner | the run | grows every step | Tasks that made a gradient.

@@ -232,10 +232,15 @@ class Cluster:
     """Node group of the rollout workers; null: any."""
     wait_s: float = 60.0
     """Seconds to wait for nodes of a cluster that is joined, before what it lacks is an error."""
+    sync_bucket_mb: float = 32.0
+    """Megabytes of weights that travel together under `kind: ray`, while the next ones are made."""
+    sync_changes: bool = False
+    """Send only elements that changed, for a thin network; learner and workers keep a copy of the weights each."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "rollout_workers", "learner_ranks", "threads_per_worker")
         at_least(self, 0, "gpus_per_rollout_worker", "gpus_per_learner_rank", "wait_s")
+        at_least(self, 0.001, "sync_bucket_mb")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

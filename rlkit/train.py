@@ -428,7 +428,9 @@ def _totals(ledger: Ledger, sent: SyncReport, pairs: Mapping[str, tuple[float, f
         "ledger/dropped": float(sum(ledger.dropped.values())),
         "ledger/pending": float(len(ledger.pending)),
         **{f"dropped/{reason}": float(count) for reason, count in ledger.dropped.items()},
-        "sync/bytes": float(sent.num_bytes),
+        "sync/bytes": float(sent.sent_bytes),
+        "sync/link_bytes_per_s": sent.link_bytes_per_s,
+        "sync/times_bound": pairs["timing/sync_s"][0] * sent.link_bytes_per_s / max(sent.num_bytes, 1),
         "throughput/tokens_per_s": pairs["tokens/learned"][0] / learn_s,
         "throughput/completion_tokens_per_s": sampled / rollout_s,
     }

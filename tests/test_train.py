@@ -88,7 +88,7 @@ class PaperLearner:
 
 class PaperSync:
     def push(self, learner: PaperLearner) -> SyncReport:
-        return SyncReport(version=learner.version, num_bytes=8, fingerprint="f")
+        return SyncReport(version=learner.version, num_bytes=8, sent_bytes=4, link_bytes_per_s=16.0, fingerprint="f")
 
 
 def parts(tmp_path: Path, *overrides: str, **changes: Any) -> Parts:
@@ -124,6 +124,15 @@ def test_every_draw_ends_as_trained_and_every_step_is_logged(tmp_path: Path) -> 
     assert logged(tmp_path, "ledger/trained") == [4, 8, 12]
     # The update of step n used data of version n-1, sampled as version 0 by these paper trees.
     assert logged(tmp_path, "staleness/mean") == [0, 1, 2]
+
+
+def test_a_sync_is_compared_with_what_its_link_allows(tmp_path: Path) -> None:
+    train(parts(tmp_path))
+    assert logged(tmp_path, "sync/bytes") == [4, 4, 4]  # what left, of 8 bytes of weights
+    assert logged(tmp_path, "sync/link_bytes_per_s") == [16, 16, 16]
+    # 8 bytes at 16 bytes/s take half a second: a sync of t seconds is t / 0.5 of that
+    seconds = logged(tmp_path, "timing/sync_s")
+    assert logged(tmp_path, "sync/times_bound") == pytest.approx([t / 0.5 for t in seconds])
 
 
 def test_a_group_whose_rewards_all_failed_is_dropped_for_that_reason_and_replaced(tmp_path: Path) -> None:

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rlkit.cluster.learners import LearnerGroup, RaySync
+from rlkit.cluster.learners import LearnerGroup
 from rlkit.cluster.rollouts import RayRollouts
 from rlkit.cluster.runtime import connected, reserved
+from rlkit.cluster.weights import RaySync
 from rlkit.recipe import Recipe
 
 __all__ = ["ray_workers"]
@@ -23,4 +24,4 @@ def ray_workers(
         # Ranks have seats by number, so they sit down first; what room is left in the bundles is the workers'.
         learner = LearnerGroup(recipe, init_dir, total_updates)
         rollouts = RayRollouts(recipe, model_dir)
-        yield rollouts, learner, RaySync(rollouts)
+        yield rollouts, learner, RaySync(rollouts, recipe.cluster)

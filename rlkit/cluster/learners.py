@@ -1,13 +1,13 @@
-"""A group of learner ranks that behaves like one learner, and the way its weights take to the engines.
+"""A group of learner ranks that behaves like one learner.
 
-Batches travel through Ray's object store once for all ranks; weights once from rank 0 for all workers. Both are numpy
-arrays, so a worker on the same machine reads them in shared memory without a copy.
+Batches travel through Ray's object store once for all ranks. Weights leave from rank 0 (`rlkit/cluster/weights.py`).
 """
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,23 +15,34 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from rlkit.cluster.rollouts import RayRollouts
 from rlkit.cluster.runtime import actor_options
+from rlkit.cluster.weights import Parcel
 from rlkit.data.packing import Batch
 from rlkit.errors import RlkitError
 from rlkit.learner.learner import UpdateReport
 from rlkit.packages import installed, refuse_others
 from rlkit.recipe import Recipe
 from rlkit.sync.arrays import to_array
-from rlkit.sync.base import SyncReport
-from rlkit.sync.fingerprint import digests, fingerprint
-from rlkit.sync.local import confirm
+from rlkit.sync.buckets import Described, described, planned
+from rlkit.sync.delta import changed
+from rlkit.sync.fingerprint import combined, digests
+from rlkit.sync.link import probe
 
-__all__ = ["LearnerGroup", "LearnerRank", "RaySync"]
+__all__ = ["LearnerGroup", "LearnerRank"]
+
+Packing = tuple[dict[str, Described], list[list[str]]]
 
 
 class LearnerRank:
     """One process of the group."""
+
+    def __init__(self) -> None:
+        self._outgoing: dict[str, Any] = {}
+        self._plan: list[list[str]] = []
+        self._prints: list[Future[dict[str, str]]] = []
+        self._sent_bytes = 0
+        self._before: dict[str, NDArray[Any]] = {}
+        self._hashing = ThreadPoolExecutor(1)
 
     def rendezvous(self) -> str:
         """An address on this rank's machine at which the group can meet."""
@@ -69,15 +80,44 @@ class LearnerRank:
         """Version of the weights."""
         return self.learner.version
 
-    def weights(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-        """Weights as arrays, and their fingerprint, size and version; rank 0's are meant."""
-        weights = {name: to_array(tensor) for name, tensor in self.learner.weights().items()}
-        facts = {
-            "fingerprint": fingerprint(weights),
-            "num_bytes": sum(array.nbytes for array in weights.values()),
-            "version": self.learner.version,
-        }
-        return weights, facts
+    def pack(self, bucket_bytes: int) -> tuple[Packing, int]:
+        """Get the weights ready to leave, and say how they will: their description, and the version. Collective."""
+        self._outgoing = self.learner.weights()
+        tensors = described(self._outgoing)
+        self._plan, self._prints, self._sent_bytes = planned(tensors, bucket_bytes), [], 0
+        return (tensors, self._plan), self.learner.version
+
+    def bucket(self, index: int, changes: bool, whole: bool) -> dict[str, Any]:
+        """One bucket: arrays, or under `changes` and not `whole` what changed since it was sent before."""
+        arrays = {name: to_array(self._outgoing[name]) for name in self._plan[index]}
+        # Beside the copy into the object store: both only read.
+        self._prints.append(self._hashing.submit(digests, arrays))
+        leaving: dict[str, Any] = dict(arrays)
+        if changes:
+            for name, array in arrays.items():
+                before = self._before.get(name)
+                change = None if before is None or whole else changed(array, before)
+                if change is not None:
+                    leaving[name] = change
+                self._before[name] = np.array(array)
+        self._sent_bytes += sum(value.nbytes for value in leaving.values())
+        return leaving
+
+    def packed(self) -> tuple[str, int]:
+        """Fingerprint of what left, and how many bytes that was; the weights may change after it."""
+        found: dict[str, str] = {}
+        for future in self._prints:
+            found |= future.result()
+        self._outgoing = {}
+        return combined(found), self._sent_bytes
+
+    def digests(self) -> dict[str, str]:
+        """Tensor -> digest of what would leave; rank 0's are meant. Collective."""
+        return digests(self.learner.weights())
+
+    def probe(self, num_bytes: int) -> NDArray[np.uint8]:
+        """Bytes to measure the way to a worker with."""
+        return probe(num_bytes)
 
 
 class LearnerGroup:
@@ -124,11 +164,25 @@ class LearnerGroup:
         counters: dict[str, int] = self._all("counters")[0]
         return counters
 
-    def weights(self) -> tuple[Any, dict[str, Any]]:
-        """A reference to the weights in the object store, and facts about them."""
-        refs = [rank.weights.options(num_returns=2).remote() for rank in self.ranks]
-        facts = ray.get([fact for _, fact in refs])
-        return refs[0][0], facts[0]
+    def send(self, bucket_bytes: int, *, changes: bool, whole: bool) -> tuple[Parcel, Any]:
+        """The weights on their way, and a reference to the fingerprint and size of what left."""
+        packings = ray.get([rank.pack.remote(bucket_bytes) for rank in self.ranks])
+        (tensors, plan), version = packings[0]
+        first = self.ranks[0]
+        buckets = [first.bucket.remote(index, changes, whole) for index in range(len(plan))]
+        parcel = Parcel(version=version, tensors=tensors, plan=plan, buckets=buckets, changes=changes)
+        return parcel, first.packed.remote()
+
+    def digests(self) -> dict[str, str]:
+        """Tensor -> digest of the weights as they would be sent."""
+        found: dict[str, str] = ray.get([rank.digests.remote() for rank in self.ranks])[0]
+        return found
+
+    def probe(self, num_bytes: int) -> Any:
+        """A reference to bytes in rank 0's object store."""
+        reference = self.ranks[0].probe.remote(num_bytes)
+        ray.wait([reference], fetch_local=False)
+        return reference
 
     def _all(self, method: str, *args: Any) -> list[Any]:
         """Call every rank at once: most methods are collective."""
@@ -139,21 +193,3 @@ class LearnerGroup:
             if isinstance(cause, RlkitError):  # the user's error, without Ray's traceback around it
                 raise cause from error
             raise
-
-
-class RaySync:
-    """One put by rank 0, one read by each worker, fingerprints compared."""
-
-    def __init__(self, rollouts: RayRollouts) -> None:
-        self.rollouts = rollouts
-
-    def push(self, learner: LearnerGroup) -> SyncReport:
-        """Load the group's weights into every worker's engine. Raises `SyncError` on any difference."""
-        weights, facts = learner.weights()
-        confirmed = self.rollouts.load_weights(weights, facts["version"])
-        confirm(facts["fingerprint"], confirmed, facts["version"])
-        return SyncReport(**facts)
-
-    def digests(self, learner: LearnerGroup) -> dict[str, str]:
-        """Tensor -> digest of what `push` would send."""
-        return digests(ray.get(learner.weights()[0]))

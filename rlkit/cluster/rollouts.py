@@ -8,9 +8,10 @@ groups that go a round at a time are built up again from what was drawn for them
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, WorkerCrashedE
 
 from rlkit.cluster.index import RayIndex
 from rlkit.cluster.runtime import actor_options
+from rlkit.cluster.weights import Parcel, Unpacker
 from rlkit.errors import EngineError
 from rlkit.packages import installed, refuse_others
 from rlkit.recipe import Recipe
@@ -30,6 +32,7 @@ from rlkit.rollout.ledger import Draw
 from rlkit.rollout.loop import Progress, RolloutSettings
 from rlkit.rollout.pace import Past
 from rlkit.rollout.probe import Question, Shown
+from rlkit.sync.link import copy_speed
 
 __all__ = ["RayRetriever", "RayRollouts", "RetrieverActor", "RolloutWorker"]
 
@@ -80,6 +83,7 @@ class RolloutWorker:
         tasks = tasks_of(recipe, source, "train") if needs_tasks else []
         self.rollouts = build_rollouts(recipe, model_dir=model_dir, retriever=shared, tasks=tasks)
         self._under_way: dict[int, tuple[Draw, RolloutSettings, Past]] = {}
+        self._unpacker = Unpacker()
 
     async def packages(self) -> tuple[str, dict[str, str]]:
         """The machine it runs on, and its packages."""
@@ -106,9 +110,17 @@ class RolloutWorker:
         """What it runs; see `rlkit.rollout.probe.show`."""
         return await self.rollouts.show(question)
 
-    async def load_weights(self, weights: Mapping[str, Any], version: int) -> str:
-        """Run these weights; returns the fingerprint of what runs."""
-        return self.rollouts.engine.load_weights(weights, version)
+    async def load_weights(self, parcels: Sequence[Parcel]) -> str:
+        """Run the weights of the last parcel; returns the fingerprint of what runs."""
+
+        def load() -> str:
+            return self.rollouts.engine.load_weights(self._unpacker.open(parcels), parcels[-1].version)
+
+        return await asyncio.to_thread(load)  # it waits for buckets
+
+    async def link(self, probe: Sequence[Any], num_bytes: int) -> float:
+        """Bytes/s at which the bytes behind the one reference get here and are copied."""
+        return await asyncio.to_thread(copy_speed, lambda: ray.get(probe[0]), num_bytes)
 
 
 class RayRollouts:
@@ -131,15 +143,16 @@ class RayRollouts:
         self.workers = [self._make() for _ in range(cluster.rollout_workers)]
         for index, (address, theirs) in enumerate(ray.get([worker.packages.remote() for worker in self.workers])):
             refuse_others(f"rollout worker {index} on {address}", theirs, installed())
-        self._weights: tuple[Any, int] | None = None
+        self._parcels: Sequence[Parcel] = ()
         self._owners: dict[int, Any] = {}
         self.background = Background()
         self.num_replaced = 0
 
-    def load_weights(self, weights: Any, version: int) -> list[str]:
-        """Send an object reference of weights to every worker; their fingerprints."""
-        self._weights = weights, version
-        confirmed = [worker.load_weights.remote(weights, version) for worker in self.workers]
+    def load_weights(self, parcels: Sequence[Parcel]) -> list[str]:
+        """Have every worker run the last parcel's weights; their fingerprints. Earlier ones are for a worker that
+        is replaced: the others have them."""
+        self._parcels = tuple(parcels)
+        confirmed = [worker.load_weights.remote(parcels[-1:]) for worker in self.workers]
         out = []
         for index, found in enumerate(confirmed):
             try:
@@ -147,6 +160,10 @@ class RayRollouts:
             except DIED as error:
                 out.append(self._replace(index, error))
         return out
+
+    def link(self, probe: Any, num_bytes: int) -> float:
+        """Bytes/s from the learner to the slowest worker."""
+        return min(ray.get([worker.link.remote([probe], num_bytes) for worker in self.workers]))
 
     def collect(self, tasks: Sequence[Task | Draw], settings: RolloutSettings) -> list[ScoredTree]:
         """One scored tree per task, in order."""
@@ -214,7 +231,7 @@ class RayRollouts:
             raise EngineError(f"rollout worker {index} died again, {self.num_replaced} times in all: {error}")
         log.warning("rollout worker %d died and is replaced: %s", index, str(error).splitlines()[0])
         self.workers[index] = self._make()
-        if self._weights is None:
+        if not self._parcels:
             return ""
-        found: str = ray.get(self.workers[index].load_weights.remote(*self._weights))
+        found: str = ray.get(self.workers[index].load_weights.remote(self._parcels))
         return found

@@ -42,6 +42,9 @@ class Server:
                 max_model_len=settings["max_model_len"],
                 max_num_seqs=settings["slots"],
                 enable_prefix_caching=True,
+                # Random numbers of a prompt taken in pieces are wound back, which generators of a CPU cannot do.
+                enable_chunked_prefill=None if _on_gpu() else False,
+                max_num_batched_tokens=None if _on_gpu() else max(settings["max_model_len"], 2048),
                 enforce_eager=True,  # graphs would hold on to the weights that they were captured with
                 logprobs_mode="processed_logprobs",  # of the distribution that was sampled
                 max_logprobs=settings["max_logprobs"],
@@ -149,6 +152,12 @@ class Server:
 
     def _stop(self, job: Mapping[str, Any]) -> None:
         raise SystemExit(0)
+
+
+def _on_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _repack_heads(model: Any) -> None:

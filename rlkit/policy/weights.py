@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from rlkit.errors import EngineError
 from rlkit.models.lora import BASE, travelling
 from rlkit.sync.arrays import to_tensor
-from rlkit.sync.fingerprint import fingerprint
+from rlkit.sync.buckets import Buckets, parts_of
+from rlkit.sync.fingerprint import combined, digests
 
 __all__ = ["assign_weights"]
 
@@ -27,15 +28,18 @@ def assign_weights(model: nn.Module, weights: Mapping[str, Any]) -> str:
     """
     state = travelling(model.state_dict())
     _check(state, weights)
-    for name, source in weights.items():
-        arriving = source if isinstance(source, Tensor) else to_tensor(source, borrow=True)
-        if name == BASE and not torch.equal(state[name].cpu(), arriving.cpu()):
-            raise EngineError(
-                "the engine's frozen weights are not the learner's: under model.lora both start from model.path, and "
-                "train.init_from may name adapters only"
-            )
-        state[name].copy_(arriving)
-    return fingerprint({name: state[name] for name in weights})
+    found: dict[str, str] = {}
+    for part in parts_of(weights):
+        for name, source in part.items():
+            arriving = source if isinstance(source, Tensor) else to_tensor(source, borrow=True)
+            if name == BASE and not torch.equal(state[name].cpu(), arriving.cpu()):
+                raise EngineError(
+                    "the engine's frozen weights are not the learner's: under model.lora both start from model.path, "
+                    "and train.init_from may name adapters only"
+                )
+            state[name].copy_(arriving)
+        found |= digests({name: state[name] for name in part})
+    return combined(found)
 
 
 def _check(state: Mapping[str, Tensor], weights: Mapping[str, Any]) -> None:
@@ -43,7 +47,7 @@ def _check(state: Mapping[str, Tensor], weights: Mapping[str, Any]) -> None:
     for name, tensor in state.items():
         tied[tensor.data_ptr(), tensor.shape].append(name)
     problems = [f"missing {names[0]}" for names in tied.values() if not any(name in weights for name in names)]
-    for name, source in weights.items():
+    for name, source in (weights.described if isinstance(weights, Buckets) else weights).items():
         if name not in state:
             problems.append(f"unknown {name}")
         elif tuple(source.shape) != tuple(state[name].shape):

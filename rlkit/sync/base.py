@@ -15,5 +15,9 @@ class SyncReport:
     """Version that every engine runs now."""
     num_bytes: int
     """Size of the weights, once."""
+    sent_bytes: int
+    """What left the learner for one engine: fewer than `num_bytes` where only changes travel."""
+    link_bytes_per_s: float
+    """Measured once a run: what the slowest engine copies out of the learner's memory, or takes over the network."""
     fingerprint: str
     """What the learner sent and every engine confirmed."""

@@ -16,14 +16,19 @@ import torch
 import xxhash
 from torch import Tensor
 
-__all__ = ["digests", "fingerprint"]
+__all__ = ["combined", "digests", "fingerprint"]
 
 _THREADS = 4  # hashing releases the interpreter lock
 
 
 def fingerprint(weights: Mapping[str, Any]) -> str:
     """32 hex digits for name -> numpy array or torch tensor; the order of the mapping does not matter."""
-    lines = [f"{name} {digest}" for name, digest in digests(weights).items()]
+    return combined(digests(weights))
+
+
+def combined(found: Mapping[str, str]) -> str:
+    """The fingerprint of weights whose tensors have these digests."""
+    lines = [f"{name} {digest}" for name, digest in found.items()]
     return xxhash.xxh3_128("\n".join(sorted(lines)).encode()).hexdigest()
 
 

@@ -9,6 +9,7 @@ from rlkit.errors import SyncError
 from rlkit.policy.base import Engine
 from rlkit.sync.base import SyncReport
 from rlkit.sync.fingerprint import digests, fingerprint
+from rlkit.sync.link import copy_speed, probe
 
 __all__ = ["LocalSync", "confirm"]
 
@@ -28,6 +29,7 @@ class LocalSync:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self._link = 0.0
 
     def push(self, learner: Any) -> SyncReport:
         """Load the learner's weights into the engine and compare fingerprints."""
@@ -35,7 +37,16 @@ class LocalSync:
         sent = fingerprint(weights)
         confirm(sent, [self.engine.load_weights(weights, learner.version)], learner.version)
         num_bytes = sum(w.numel() * w.element_size() for w in weights.values())
-        return SyncReport(version=learner.version, num_bytes=num_bytes, fingerprint=sent)
+        if not self._link:
+            source = probe(num_bytes)
+            self._link = copy_speed(lambda: source, num_bytes)
+        return SyncReport(
+            version=learner.version,
+            num_bytes=num_bytes,
+            sent_bytes=num_bytes,
+            link_bytes_per_s=self._link,
+            fingerprint=sent,
+        )
 
     def digests(self, learner: Any) -> dict[str, str]:
         """Tensor -> digest of what `push` would send."""

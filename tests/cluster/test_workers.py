@@ -14,6 +14,7 @@ ray = pytest.importorskip("ray", reason="the cluster extra is not installed")
 from safetensors.numpy import load_file  # noqa: E402
 
 from rlkit.cluster.rollouts import RayRollouts  # noqa: E402
+from rlkit.cluster.weights import Parcel  # noqa: E402
 from rlkit.config import Resolved, load  # noqa: E402
 from rlkit.errors import RecipeError  # noqa: E402
 from rlkit.evaluate import evaluation_settings  # noqa: E402
@@ -26,6 +27,9 @@ from rlkit.rollout.build import build_source  # noqa: E402
 from rlkit.rollout.ledger import Draw, TaskStream  # noqa: E402
 from rlkit.rollout.loop import Progress, RolloutSettings  # noqa: E402
 from rlkit.rollout.pace import Past  # noqa: E402
+from rlkit.sync.buckets import described, planned  # noqa: E402
+from rlkit.sync.delta import changed  # noqa: E402
+from rlkit.sync.fingerprint import fingerprint  # noqa: E402
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parent.parent.parent
@@ -102,10 +106,40 @@ def test_a_killed_worker_is_replaced_and_its_trees_are_the_same(cluster: None, m
     assert evaluation_settings(resolved.recipe).group_size == 1
 
 
+def test_a_worker_that_is_replaced_is_told_the_weights_and_every_change_since(cluster: None, model: Path) -> None:
+    rollouts = RayRollouts(recipe(model, "cluster.rollout_workers=2").recipe, model)
+    whole = dict(load_file(model / "model.safetensors"))
+    tensors = described(whole)
+    plan = planned(tensors, 10_000)
+    assert len(plan) > 3
+    chain = [
+        Parcel(
+            version=1,
+            tensors=tensors,
+            plan=plan,
+            buckets=[ray.put({n: whole[n] for n in names}) for names in plan],
+            changes=True,
+        )
+    ]
+    assert rollouts.load_weights(chain) == [fingerprint(whole)] * 2
+    moved = {name: array.copy() for name, array in whole.items()}
+    first = next(iter(moved))
+    moved[first].flat[7] += 1
+    buckets = [ray.put({n: changed(moved[n], whole[n]) for n in names}) for names in plan]
+    chain.append(Parcel(version=2, tensors=tensors, plan=plan, buckets=buckets, changes=True))
+    assert rollouts.load_weights(chain) == [fingerprint(moved)] * 2
+    ray.kill(rollouts.workers[0])
+    assert rollouts.load_weights(chain) == [fingerprint(moved)] * 2
+    assert rollouts.num_replaced == 1
+    for worker in rollouts.workers:
+        ray.kill(worker)
+
+
 def test_ray_ranks_and_one_process_train_the_same_weights(cluster: None, model: Path, tmp_path: Path) -> None:
     runs = {
         "local": ["cluster.kind=local"],
         "workers": ["cluster.rollout_workers=2"],
+        "changes": ["cluster.rollout_workers=2", "cluster.sync_bucket_mb=0.01", "cluster.sync_changes=true"],
         "ranks": ["cluster.learner_ranks=2", "learner.kind=ddp"],
     }
     found = {}

@@ -78,6 +78,12 @@ def test_siblings_differ(bench: Bench) -> None:
     assert len({tuple(one.token_ids) for one in found}) == 6
 
 
+def test_more_prompts_than_one_batch_takes_are_sampled_all_the_same(bench: Bench) -> None:
+    prompts = [ids(300, seed=i) for i in range(9)]
+    found = sample(bench.engine, *[request(one, task_id=str(i), max_tokens=4) for i, one in enumerate(prompts)])
+    assert [len(one.token_ids) for one in found] == [4] * 9 or any(one.finish == "eos" for one in found)
+
+
 def test_a_stop_string_ends_with_the_token_that_completes_it_even_across_two_pieces(bench: Bench) -> None:
     tokenizer = AutoTokenizer.from_pretrained(bench.folder, local_files_only=True)
     prompt = ids(9)
