@@ -1,6 +1,6 @@
 """Arms of agentic search side by side: runs that differ in reward or credit only, several seeds each.
 
-    python -m benchmarks.search_arms runs/arms [--out benchmarks/results/search_arms.md]
+    python -m benchmarks.search_arms runs/arms [--out PAGE.md] [--figure docs/figures/search_arms.svg]
 
 Reads the metrics of every run in the folder, named ARM-SEED, and writes tables: what the last evaluation says, what the
 terms did in training, and the curve of exact match over evaluations. A cell is the mean over seeds and half of its 95 %
@@ -121,17 +121,67 @@ def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+CURVES = {
+    "groups that teach": ("groups/effective", 0.0, 1.0),
+    "R_path": ("reward/search_p1/path/mean", 0.4, 1.0),
+    "turns": ("rollout/turns", 1.8, 3.4),
+    "exact match": ("reward/exact_match/mean", 0.0, 0.5),
+}
+"""Panel -> metric of training, lower and upper end of its axis."""
+COLOURS = ("#2f6fb7", "#c8553d", "#4c956c", "#8d6cab", "#b58900")
+WIDTH, HEIGHT, LEFT, TOP = 250, 170, 40, 44
+
+
+def figure(runs: Sequence[Run]) -> str:
+    """An SVG: a panel for each curve, a thin line for each run and a thick one for the mean of an arm."""
+    arms = list(dict.fromkeys(run.arm for run in runs))
+    last = max(step for run in runs for step in run.steps)
+    body = []
+    for number, arm in enumerate(arms):
+        x, colour = LEFT + 150 * number, COLOURS[number % len(COLOURS)]
+        body.append(
+            f'<rect x="{x}" y="10" width="14" height="4" fill="{colour}"/><text x="{x + 20}" y="16">{arm}</text>'
+        )
+    for panel, (title, (name, low, high)) in enumerate(CURVES.items()):
+        left = LEFT + panel * (WIDTH + LEFT)
+
+        def at(step: int, value: float, left: int = left, low: float = low, high: float = high) -> str:
+            share = (min(max(value, low), high) - low) / (high - low)
+            return f"{left + WIDTH * (step - 1) / max(last - 1, 1):.1f},{TOP + HEIGHT * (1 - share):.1f}"
+
+        body.append(f'<rect x="{left}" y="{TOP}" width="{WIDTH}" height="{HEIGHT}" fill="none" stroke="#bbb"/>')
+        body.append(f'<text x="{left}" y="{TOP - 6}" font-weight="bold">{title}</text>')
+        for value, y in ((high, TOP + 10), (low, TOP + HEIGHT)):
+            body.append(f'<text x="{left - 5}" y="{y}" text-anchor="end">{value:g}</text>')
+        body.append(f'<text x="{left + WIDTH}" y="{TOP + HEIGHT + 16}" text-anchor="end">step {last}</text>')
+        for number, arm in enumerate(arms):
+            several = [{s: m[name] for s, m in run.steps.items() if name in m} for run in runs if run.arm == arm]
+            shared = sorted(set.intersection(*map(set, several)))
+            mean = {step: fmean(one[step] for one in several) for step in shared}
+            for points, width, opacity in [*((one, 1, 0.35) for one in several), (mean, 2.5, 1)]:
+                line = " ".join(at(step, points[step]) for step in sorted(points))
+                style = f'stroke="{COLOURS[number % len(COLOURS)]}" stroke-width="{width}" opacity="{opacity}"'
+                body.append(f'<polyline points="{line}" fill="none" {style}/>')
+    size = f"0 0 {LEFT + len(CURVES) * (WIDTH + LEFT)} {TOP + HEIGHT + 26}"
+    font = 'font-family="sans-serif" font-size="12" fill="#333"'
+    return "\n".join([f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{size}" {font}>', *body, "</svg>"]) + "\n"
+
+
 def main() -> None:
     """Print the page, and write it where asked."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--figure", type=Path, help="an SVG of the curves")
     given = parser.parse_args()
+    runs = read_runs(given.folder)
     lines = ["# Arms of agentic search", "", f"`python -m benchmarks.search_arms {given.folder}`", ""]
-    page = "\n".join([*lines, *tables(read_runs(given.folder))]) + "\n"
+    page = "\n".join([*lines, *tables(runs)]) + "\n"
     print(page)
     if given.out:
         given.out.write_text(page, encoding="utf-8")
+    if given.figure:
+        given.figure.write_text(figure(runs), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks.search_arms import cell, read_runs, tables
+from benchmarks.search_arms import Run, cell, figure, read_runs, tables
 
 
 def run(folder: Path, name: str, *rows: tuple[int, str, dict[str, float]]) -> None:
@@ -49,3 +50,19 @@ def test_arms_are_compared_at_their_last_evaluation_and_over_training(tmp_path: 
 def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="holds no run ARM-SEED"):
         read_runs(tmp_path)
+
+
+def test_the_figure_draws_each_run_and_the_mean_of_its_arm() -> None:
+    runs = [
+        Run(
+            arm="a",
+            seed=str(seed),
+            steps={1: {"groups/effective": 0.0}, 2: {"groups/effective": high}},
+            evaluations={0: {}},
+        )
+        for seed, high in enumerate((1.0, 0.5))
+    ]
+    picture = ElementTree.fromstring(figure(runs))
+    lines = [line.get("points") for line in picture.iter("{http://www.w3.org/2000/svg}polyline")][:3]
+    # The panel is 250 wide from 40 and 170 high from 44: 0 lies at 214, 1 at 44, 0.5 at 129, their mean 0.75 at 86.5.
+    assert lines == ["40.0,214.0 290.0,44.0", "40.0,214.0 290.0,129.0", "40.0,214.0 290.0,86.5"]
