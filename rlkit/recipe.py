@@ -232,6 +232,8 @@ class Cluster:
     """Node group of the rollout workers; null: any."""
     wait_s: float = 60.0
     """Seconds to wait for nodes of a cluster that is joined, before what it lacks is an error."""
+    sync_over: Literal["store", "gloo", "nccl"] = "store"
+    """How weights reach rollout workers under `kind: ray`: Ray's object store, or a broadcast from the first rank."""
     sync_bucket_mb: float = 32.0
     """Megabytes of weights that travel together under `kind: ray`, while the next ones are made."""
     sync_changes: bool = False
@@ -241,6 +243,11 @@ class Cluster:
         at_least(self, 1, "rollout_workers", "learner_ranks", "threads_per_worker")
         at_least(self, 0, "gpus_per_rollout_worker", "gpus_per_learner_rank", "wait_s")
         at_least(self, 0.001, "sync_bucket_mb")
+        if self.sync_over == "nccl" and min(self.gpus_per_rollout_worker, self.gpus_per_learner_rank) < 1:
+            raise ValueError(
+                "sync_over: nccl needs a GPU of its own for every process; gpus_per_rollout_worker is "
+                f"{self.gpus_per_rollout_worker:g}, gpus_per_learner_rank {self.gpus_per_learner_rank:g}; gloo does not"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,9 +5,11 @@ Batches travel through Ray's object store once for all ranks. Weights leave from
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,11 +20,12 @@ from numpy.typing import NDArray
 from rlkit.cluster.runtime import actor_options
 from rlkit.cluster.weights import Parcel
 from rlkit.data.packing import Batch
-from rlkit.errors import RlkitError
+from rlkit.errors import RlkitError, SyncError
 from rlkit.learner.learner import UpdateReport
 from rlkit.packages import installed, refuse_others
 from rlkit.recipe import Recipe
 from rlkit.sync.arrays import to_array
+from rlkit.sync.broadcast import Backend, BroadcastGroup, packed
 from rlkit.sync.buckets import Described, described, planned
 from rlkit.sync.delta import changed
 from rlkit.sync.fingerprint import combined, digests
@@ -30,6 +33,7 @@ from rlkit.sync.link import probe
 
 __all__ = ["LearnerGroup", "LearnerRank"]
 
+log = logging.getLogger(__name__)
 Packing = tuple[dict[str, Described], list[list[str]]]
 
 
@@ -43,6 +47,7 @@ class LearnerRank:
         self._sent_bytes = 0
         self._before: dict[str, NDArray[Any]] = {}
         self._hashing = ThreadPoolExecutor(1)
+        self._group: BroadcastGroup | None = None
 
     def rendezvous(self) -> str:
         """An address on this rank's machine at which the group can meet."""
@@ -87,21 +92,49 @@ class LearnerRank:
         self._plan, self._prints, self._sent_bytes = planned(tensors, bucket_bytes), [], 0
         return (tensors, self._plan), self.learner.version
 
-    def bucket(self, index: int, changes: bool, whole: bool) -> dict[str, Any]:
-        """One bucket: arrays, or under `changes` and not `whole` what changed since it was sent before."""
+    def bucket(self, index: int, changes: bool, whole: bool, keep: bool = False) -> dict[str, Any]:
+        """One bucket: arrays, or under `changes` and not `whole` what changed since it was sent before.
+
+        A copy is kept under `changes`, and under `keep`.
+        """
         arrays = {name: to_array(self._outgoing[name]) for name in self._plan[index]}
         # Beside the copy into the object store: both only read.
         self._prints.append(self._hashing.submit(digests, arrays))
         leaving: dict[str, Any] = dict(arrays)
-        if changes:
+        if changes or keep:
             for name, array in arrays.items():
                 before = self._before.get(name)
-                change = None if before is None or whole else changed(array, before)
+                change = None if before is None or whole or not changes else changed(array, before)
                 if change is not None:
                     leaving[name] = change
                 self._before[name] = np.array(array)
         self._sent_bytes += sum(value.nbytes for value in leaving.values())
         return leaving
+
+    def found(self, meeting: str, size: int, backend: Backend, timeout_s: float) -> None:
+        """Take rank 0's seat in a broadcast."""
+        host, port = meeting.removeprefix("tcp://").rsplit(":", 1)
+        self._group = BroadcastGroup(host, int(port), 0, size, backend=backend, timeout_s=timeout_s)
+
+    def broadcast(self, changes: bool, whole: bool) -> None:
+        """All buckets, one after another. Where the group breaks the rest is only kept: workers ask for it again."""
+        for index in range(len(self._plan)):
+            bucket = self.bucket(index, changes, whole, keep=True)
+            if self._group is not None:
+                try:
+                    self._group.send(packed(bucket))
+                except SyncError as error:
+                    log.warning("%s", error)
+                    self._group = None
+
+    def kept(self, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """These tensors as they were sent last, whatever the learner did since."""
+        return {name: self._before[name] for name in names}
+
+    def send_probe(self, num_bytes: int) -> None:
+        """Bytes to measure the broadcast with."""
+        if self._group is not None:
+            self._group.send_probe(num_bytes)
 
     def packed(self) -> tuple[str, int]:
         """Fingerprint of what left, and how many bytes that was; the weights may change after it."""
@@ -164,14 +197,35 @@ class LearnerGroup:
         counters: dict[str, int] = self._all("counters")[0]
         return counters
 
-    def send(self, bucket_bytes: int, *, changes: bool, whole: bool) -> tuple[Parcel, Any]:
+    def send(self, bucket_bytes: int, *, changes: bool, whole: bool, broadcast: bool = False) -> tuple[Parcel, Any]:
         """The weights on their way, and a reference to the fingerprint and size of what left."""
         packings = ray.get([rank.pack.remote(bucket_bytes) for rank in self.ranks])
         (tensors, plan), version = packings[0]
         first = self.ranks[0]
-        buckets = [first.bucket.remote(index, changes, whole) for index in range(len(plan))]
-        parcel = Parcel(version=version, tensors=tensors, plan=plan, buckets=buckets, changes=changes)
+        buckets: list[Any] = []
+        if broadcast:
+            first.broadcast.remote(changes, whole)
+        else:
+            buckets = [first.bucket.remote(index, changes, whole) for index in range(len(plan))]
+        parcel = Parcel(
+            version=version, tensors=tensors, plan=plan, buckets=buckets, changes=changes, broadcast=broadcast
+        )
         return parcel, first.packed.remote()
+
+    def resend(self, parcel: Parcel) -> Parcel:
+        """What was broadcast last, through the object store."""
+        buckets = [self.ranks[0].kept.remote(names) for names in parcel.plan]
+        return replace(parcel, buckets=buckets, broadcast=False)
+
+    def found(self, size: int, backend: Backend, timeout_s: float) -> tuple[str, Any]:
+        """Where a broadcast of `size` meets, and a reference that is ready when rank 0 has met all others."""
+        first = self.ranks[0]
+        meeting: str = ray.get(first.rendezvous.remote())
+        return meeting, first.found.remote(meeting, size, backend, timeout_s)
+
+    def send_probe(self, num_bytes: int) -> Any:
+        """Bytes over the broadcast."""
+        return self.ranks[0].send_probe.remote(num_bytes)
 
     def digests(self) -> dict[str, str]:
         """Tensor -> digest of the weights as they would be sent."""

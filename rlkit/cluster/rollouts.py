@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, WorkerCrashedE
 from rlkit.cluster.index import RayIndex
 from rlkit.cluster.runtime import actor_options
 from rlkit.cluster.weights import Parcel, Unpacker
-from rlkit.errors import EngineError
+from rlkit.errors import EngineError, SyncError
 from rlkit.packages import installed, refuse_others
 from rlkit.recipe import Recipe
 from rlkit.records import ScoredTree, Task
@@ -32,6 +32,7 @@ from rlkit.rollout.ledger import Draw
 from rlkit.rollout.loop import Progress, RolloutSettings
 from rlkit.rollout.pace import Past
 from rlkit.rollout.probe import Question, Shown
+from rlkit.sync.broadcast import Backend, BroadcastGroup
 from rlkit.sync.link import copy_speed
 
 __all__ = ["RayRetriever", "RayRollouts", "RetrieverActor", "RolloutWorker"]
@@ -118,6 +119,21 @@ class RolloutWorker:
 
         return await asyncio.to_thread(load)  # it waits for buckets
 
+    async def join(self, meeting: str, rank: int, size: int, backend: Backend, timeout_s: float) -> None:
+        """Take a seat in the broadcast of weights."""
+        host, port = meeting.removeprefix("tcp://").rsplit(":", 1)
+
+        def seat() -> BroadcastGroup:
+            return BroadcastGroup(host, int(port), rank, size, backend=backend, timeout_s=timeout_s)
+
+        self._unpacker.group = None
+        self._unpacker.group = await asyncio.to_thread(seat)
+
+    async def group_speed(self) -> float:
+        """Bytes/s at which a broadcast arrives."""
+        assert self._unpacker.group is not None
+        return await asyncio.to_thread(self._unpacker.group.speed)
+
     async def link(self, probe: Sequence[Any], num_bytes: int) -> float:
         """Bytes/s at which the bytes behind the one reference get here and are copied."""
         return await asyncio.to_thread(copy_speed, lambda: ray.get(probe[0]), num_bytes)
@@ -143,23 +159,53 @@ class RayRollouts:
         self.workers = [self._make() for _ in range(cluster.rollout_workers)]
         for index, (address, theirs) in enumerate(ray.get([worker.packages.remote() for worker in self.workers])):
             refuse_others(f"rollout worker {index} on {address}", theirs, installed())
-        self._parcels: Sequence[Parcel] = ()
+        self._parcels: Callable[[], Sequence[Parcel]] | None = None
+        """Makes what a new worker must be told."""
         self._owners: dict[int, Any] = {}
         self.background = Background()
         self.num_replaced = 0
 
-    def load_weights(self, parcels: Sequence[Parcel]) -> list[str]:
-        """Have every worker run the last parcel's weights; their fingerprints. Earlier ones are for a worker that
-        is replaced: the others have them."""
-        self._parcels = tuple(parcels)
+    def load_weights(
+        self, parcels: Sequence[Parcel], again: Callable[[], Sequence[Parcel]] | None = None
+    ) -> tuple[list[str], bool]:
+        """Have every worker run the last parcel's weights; their fingerprints, and whether a broadcast broke.
+
+        Earlier parcels are for a worker that is replaced: the others have them. `again` makes parcels for workers
+        that a broadcast did not reach.
+        """
+        self._parcels = again or (lambda: parcels)
+        broken = False
         confirmed = [worker.load_weights.remote(parcels[-1:]) for worker in self.workers]
         out = []
         for index, found in enumerate(confirmed):
             try:
                 out.append(ray.get(found))
             except DIED as error:
+                broken = True
                 out.append(self._replace(index, error))
-        return out
+            except SyncError:
+                if again is None:
+                    raise
+                broken = True
+                out.append(ray.get(self.workers[index].load_weights.remote(again())))
+        return out, broken
+
+    def revive(self) -> None:
+        """Replace workers that died."""
+        for index, answer in enumerate([worker.packages.remote() for worker in self.workers]):
+            try:
+                ray.get(answer)
+            except DIED as error:
+                self._replace(index, error)
+
+    def join(self, meeting: str, backend: Backend, timeout_s: float) -> None:
+        """Seat every worker in the broadcast, after the sender."""
+        size = 1 + len(self.workers)
+        ray.get([w.join.remote(meeting, 1 + i, size, backend, timeout_s) for i, w in enumerate(self.workers)])
+
+    def group_speed(self) -> float:
+        """Bytes/s of the broadcast at the slowest worker."""
+        return min(ray.get([worker.group_speed.remote() for worker in self.workers]))
 
     def link(self, probe: Any, num_bytes: int) -> float:
         """Bytes/s from the learner to the slowest worker."""
@@ -231,7 +277,7 @@ class RayRollouts:
             raise EngineError(f"rollout worker {index} died again, {self.num_replaced} times in all: {error}")
         log.warning("rollout worker %d died and is replaced: %s", index, str(error).splitlines()[0])
         self.workers[index] = self._make()
-        if not self._parcels:
+        if self._parcels is None:
             return ""
-        found: str = ray.get(self.workers[index].load_weights.remote(self._parcels))
+        found: str = ray.get(self.workers[index].load_weights.remote(self._parcels()))
         return found

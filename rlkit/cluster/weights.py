@@ -4,6 +4,8 @@
 
 Rank 0 puts one bucket after another into Ray's object store. A worker on its machine reads them there in shared memory;
 to other machines Ray carries each bucket once, the next while one is copied. Workers confirm by fingerprint.
+With `cluster.sync_over` rank 0 broadcasts the buckets over gloo or NCCL; the object store then serves only a worker that
+is replaced, or that a broken broadcast left without weights.
 """
 
 from __future__ import annotations
@@ -16,8 +18,10 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
+from rlkit.errors import SyncError
 from rlkit.recipe import Cluster
 from rlkit.sync.base import SyncReport
+from rlkit.sync.broadcast import BroadcastGroup, unpacked
 from rlkit.sync.buckets import Buckets, Described
 from rlkit.sync.delta import Changed, applied
 from rlkit.sync.local import confirm
@@ -41,6 +45,8 @@ class Parcel:
     """References; each is a mapping of name -> array or `Changed`."""
     changes: bool
     """Whether receivers keep what arrives, because later parcels may hold changes only."""
+    broadcast: bool = False
+    """Whether buckets come over the group instead; then there are no references."""
 
     @property
     def num_bytes(self) -> int:
@@ -53,20 +59,31 @@ class Unpacker:
 
     def __init__(self) -> None:
         self._held: dict[str, NDArray[Any]] = {}
+        self.group: BroadcastGroup | None = None
+        """Its seat, where weights are broadcast."""
 
     def open(self, parcels: Sequence[Parcel]) -> Mapping[str, Any]:
         """Weights of the last parcel; those before it are what its changes build on."""
         last = parcels[-1]
         if not last.changes:
+            if last.broadcast:  # all of it before the engine is asked, which may refuse: the sender does not wait
+                return {name: array for i in range(len(last.plan)) for name, array in self._arriving(last, i).items()}
             return Buckets(last.tensors, last.plan, lambda index: _fetched(last, index))
         for parcel in parcels:
             for index in range(len(parcel.plan)):
-                for name, value in _fetched(parcel, index).items():
+                for name, value in self._arriving(parcel, index).items():
                     if isinstance(value, Changed):
                         applied(self._held[name], value)
                     else:
                         self._held[name] = np.array(value)
         return self._held
+
+    def _arriving(self, parcel: Parcel, index: int) -> Mapping[str, Any]:
+        if not parcel.broadcast:
+            return _fetched(parcel, index)
+        if self.group is None:
+            raise SyncError("this worker has not joined the broadcast")
+        return unpacked(self.group.receive(), parcel.tensors)
 
 
 def _fetched(parcel: Parcel, index: int) -> Mapping[str, Any]:
@@ -82,24 +99,36 @@ class RaySync:
 
     def __init__(self, rollouts: RayRollouts, cluster: Cluster) -> None:
         self.rollouts = rollouts
-        self._bucket_bytes, self._changes = round(cluster.sync_bucket_mb * 1e6), cluster.sync_changes
+        self._cluster = cluster
+        self._bucket_bytes = round(cluster.sync_bucket_mb * 1e6)
         self._chain: list[Parcel] = []
         self._chain_bytes = 0
         self._link = 0.0
+        self._seated: list[Any] = []
+        """Workers that have a seat in the broadcast."""
 
     def push(self, learner: LearnerGroup) -> SyncReport:
         """Load the group's weights into every worker's engine. Raises `SyncError` on any difference."""
         whole = not self._chain or self._chain_bytes >= self._chain[0].num_bytes
-        parcel, leaving = learner.send(self._bucket_bytes, changes=self._changes, whole=whole)
-        if whole or not self._changes:
+        over_group = self._cluster.sync_over != "store"
+        if over_group and self._seated != self.rollouts.workers:
+            self._join(learner)
+            whole = True  # a worker that is new has nothing that changes could be made to
+        changes = self._cluster.sync_changes
+        parcel, leaving = learner.send(self._bucket_bytes, changes=changes, whole=whole, broadcast=over_group)
+        if whole or not changes:
             self._chain, self._chain_bytes = [], 0
         self._chain.append(parcel)
-        confirmed = self.rollouts.load_weights(self._chain)
+        if over_group:
+            confirmed, broken = self.rollouts.load_weights([parcel], again=lambda: [learner.resend(parcel)])
+            self._seated = [] if broken else self._seated
+        else:
+            confirmed, _ = self.rollouts.load_weights(self._chain)
         fingerprint, sent_bytes = ray.get(leaving)
         confirm(fingerprint, confirmed, parcel.version)
         self._chain_bytes += 0 if whole else sent_bytes
         if not self._link:
-            self._link = self.rollouts.link(learner.probe(parcel.num_bytes), parcel.num_bytes)
+            self._link = self._measured(learner, parcel.num_bytes)
         return SyncReport(
             version=parcel.version,
             num_bytes=parcel.num_bytes,
@@ -111,3 +140,20 @@ class RaySync:
     def digests(self, learner: LearnerGroup) -> dict[str, str]:
         """Tensor -> digest of what `push` would send."""
         return learner.digests()
+
+    def _join(self, learner: LearnerGroup) -> None:
+        """A new group of rank 0 and every worker; those that died meanwhile are replaced first."""
+        self.rollouts.revive()
+        assert self._cluster.sync_over != "store"
+        meeting, joining = learner.found(1 + len(self.rollouts.workers), self._cluster.sync_over, self._cluster.wait_s)
+        self.rollouts.join(meeting, self._cluster.sync_over, self._cluster.wait_s)
+        ray.get(joining)
+        self._seated = list(self.rollouts.workers)
+
+    def _measured(self, learner: LearnerGroup, num_bytes: int) -> float:
+        if self._cluster.sync_over == "store" or not self._seated:
+            return self.rollouts.link(learner.probe(num_bytes), num_bytes)
+        sending = learner.send_probe(num_bytes)
+        speed = self.rollouts.group_speed()
+        ray.get(sending)
+        return speed

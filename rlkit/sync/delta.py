@@ -1,8 +1,8 @@
 """Only what changed: elements of a tensor whose bits are others than those sent before.
 
 At the learning rates of RL an update moves most bfloat16 weights by less than their last bit, so that few change in a
-step. What travels is the new bits themselves, not a difference: nothing is rounded, and a receiver holds to the bit what
-the sender has.
+step. What travels is the new bits themselves, not a difference: nothing is rounded, and a receiver holds the very bits
+that the sender has.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ ray = pytest.importorskip("ray", reason="the cluster extra is not installed")
 
 from safetensors.numpy import load_file  # noqa: E402
 
+from rlkit.cluster import ray_workers  # noqa: E402
 from rlkit.cluster.rollouts import RayRollouts  # noqa: E402
 from rlkit.cluster.weights import Parcel  # noqa: E402
 from rlkit.config import Resolved, load  # noqa: E402
@@ -121,18 +122,33 @@ def test_a_worker_that_is_replaced_is_told_the_weights_and_every_change_since(cl
             changes=True,
         )
     ]
-    assert rollouts.load_weights(chain) == [fingerprint(whole)] * 2
+    assert rollouts.load_weights(chain) == ([fingerprint(whole)] * 2, False)
     moved = {name: array.copy() for name, array in whole.items()}
     first = next(iter(moved))
     moved[first].flat[7] += 1
     buckets = [ray.put({n: changed(moved[n], whole[n]) for n in names}) for names in plan]
     chain.append(Parcel(version=2, tensors=tensors, plan=plan, buckets=buckets, changes=True))
-    assert rollouts.load_weights(chain) == [fingerprint(moved)] * 2
+    assert rollouts.load_weights(chain) == ([fingerprint(moved)] * 2, False)
     ray.kill(rollouts.workers[0])
-    assert rollouts.load_weights(chain) == [fingerprint(moved)] * 2
+    assert rollouts.load_weights(chain)[0] == [fingerprint(moved)] * 2
     assert rollouts.num_replaced == 1
     for worker in rollouts.workers:
         ray.kill(worker)
+
+
+def test_a_broadcast_outlives_a_worker_and_every_worker_ends_with_the_learners_weights(
+    cluster: None, model: Path
+) -> None:
+    overrides = ("cluster.rollout_workers=2", "cluster.sync_over=gloo", "cluster.sync_bucket_mb=0.01")
+    with ray_workers(recipe(model, *overrides).recipe, model, model, 1) as (rollouts, learner, sync):
+        first = sync.push(learner)
+        assert first.sent_bytes == first.num_bytes and first.link_bytes_per_s > 0
+        ray.kill(rollouts.workers[1])
+        assert sync.push(learner).fingerprint == first.fingerprint  # a push confirms what every worker runs
+        assert rollouts.num_replaced == 1
+        assert sync.push(learner).fingerprint == first.fingerprint
+        for actor in [*rollouts.workers, *learner.ranks]:
+            ray.kill(actor)
 
 
 def test_ray_ranks_and_one_process_train_the_same_weights(cluster: None, model: Path, tmp_path: Path) -> None:
@@ -140,6 +156,7 @@ def test_ray_ranks_and_one_process_train_the_same_weights(cluster: None, model: 
         "local": ["cluster.kind=local"],
         "workers": ["cluster.rollout_workers=2"],
         "changes": ["cluster.rollout_workers=2", "cluster.sync_bucket_mb=0.01", "cluster.sync_changes=true"],
+        "broadcast": ["cluster.rollout_workers=2", "cluster.sync_over=gloo", "cluster.sync_bucket_mb=0.01"],
         "ranks": ["cluster.learner_ranks=2", "learner.kind=ddp"],
     }
     found = {}

@@ -18,9 +18,11 @@ from rlkit.errors import CheckpointError, LearnerError, RecipeError
 from rlkit.learner.build import build_learner
 from rlkit.learner.gradient import add_gradients
 from rlkit.learner.learner import Learner
-from rlkit.models.lora import merge_adapters
+from rlkit.models.lora import BASE, merge_adapters
 from rlkit.policy.hf import HfEngine
 from rlkit.recipe import LearnerSettings, LoraSettings, ModelSettings, Optim, ValueSettings
+from rlkit.sync.fingerprint import digests
+from rlkit.sync.local import LocalSync
 from tests.forest import random_forest, tiny_model
 from tests.learner.test_tree_gradient import flat_loss
 
@@ -98,6 +100,16 @@ def test_only_adapters_are_trained_saved_and_kept_by_the_optimizer(folder: Path,
     assert sum(w.numel() for w in saved.values()) == 2 * 2 * ((16 + 16) + (16 + 8) + (16 + 24))
     moments = load_file(tmp_path / "optimizer.safetensors")
     assert sum(m.numel() for name, m in moments.items() if name != "step") == 2 * sum(w.numel() for w in saved.values())
+
+
+def test_a_sync_sends_the_adapters_and_the_digest_of_their_base_and_nothing_else(folder: Path) -> None:
+    learner = moved(built(folder, dtype="float32"))
+    target = engine(folder, "float32")
+    report = LocalSync(target).push(learner)
+    # 384 numbers of adapters in float32 (see above), and 16 bytes of a digest; the model has thousands.
+    assert report.sent_bytes == report.num_bytes == 384 * 4 + 16
+    assert all(".lora_" in name for name in learner.weights() if name != BASE)
+    assert target.digests() == digests(learner.weights())
 
 
 def test_the_reference_is_the_frozen_model_without_a_second_copy(folder: Path) -> None:

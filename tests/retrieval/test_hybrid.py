@@ -249,3 +249,32 @@ def test_bad_settings_name_themselves(settings: dict[str, object], message: str)
 
 def test_the_kind_is_in_the_table() -> None:
     assert load_object(TABLES["retrievers"]["hybrid"]) is Hybrid
+
+
+def test_pages_that_link_to_each_other_are_a_community_that_speaks_through_its_best_connected_member(
+    tmp_path: Path,
+) -> None:
+    def link(name: str) -> str:
+        return f"[{name}](https://a.com/{name})"
+
+    texts = {
+        "billing": "Money leaves an account here.",
+        "invoice": f"An invoice is sent by {link('billing')}.",
+        "refund": f"A refund follows an {link('invoice')} and {link('billing')}.",
+        "card": f"A card is charged by {link('billing')}.",
+        "creative": "Pictures and words are shown here.",
+        "image": f"An image belongs to a {link('creative')}.",
+        "video": f"A video belongs to a {link('creative')} and begins with an {link('image')}.",
+        "headline": f"A headline belongs to a {link('creative')}.",
+    }
+    shelf = [Passage(id=n, title=n.title(), text=text, url=f"https://a.com/{n}") for n, text in texts.items()]
+    graph = build_graph(shelf)
+    assert graph.names == [name.title() for name in texts]
+    assert list(graph.communities) == [0, 0, 0, 0, 1, 1, 1, 1]
+    # Three neighbours, then two, two and one; then what the first two are about.
+    assert graph.summaries[0].startswith("Billing, Invoice, Refund, Card. Money leaves an account here. An invoice")
+    assert graph.summaries[1].startswith("Creative, Image, Video, Headline. Pictures and words are shown here.")
+    retriever = hybrid(tmp_path, shelf, channels=["graph"], graph=GraphSettings(linked=1, hops=1))
+    # It names the headline alone; its community's hub comes along, and with it the pages around the hub.
+    reached = {shelf[passage].id for passage, _ in retriever.walk("headline").reached}
+    assert reached >= {"headline", "creative", "image", "video"}

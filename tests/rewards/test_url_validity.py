@@ -225,3 +225,14 @@ def test_statuses_are_shared_by_all_processes_of_a_run(tmp_path: Path) -> None:
     assert late("https://a.com/x") == 200  # the same answer never gets two rewards
     assert second.asked == []
     assert file.read_text() == '["https://a.com/x", 200]\n'
+
+
+def test_nobody_is_asked_about_a_url_unless_the_recipe_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reached(*_: object, **__: object) -> None:
+        raise AssertionError("the network was used")
+
+    for name in ("getaddrinfo", "create_connection", "socket"):
+        monkeypatch.setattr(f"socket.{name}", reached)
+    assert value(f"See {NEW}.", pool=POOL) == 0.0  # approved, but nobody knows that it is alive
+    with pytest.raises(AssertionError, match="the network was used"):
+        value(f"See {NEW}.", pool=POOL, check="http", hosts=["ads.example.com"])

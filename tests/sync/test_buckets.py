@@ -12,6 +12,7 @@ import torch
 from rlkit.errors import EngineError
 from rlkit.policy.weights import assign_weights
 from rlkit.sync.arrays import BFLOAT16
+from rlkit.sync.broadcast import packed, unpacked
 from rlkit.sync.buckets import Buckets, Described, described, planned
 from rlkit.sync.delta import applied, changed
 from rlkit.sync.fingerprint import fingerprint
@@ -78,6 +79,18 @@ def test_a_tensor_that_changed_all_over_travels_whole_and_one_that_did_not_as_no
     assert changed(np.ones(1000, BFLOAT16), zeros) is None
     same = changed(zeros.copy(), zeros)
     assert same is not None and same.nbytes == 0
+
+
+def test_a_blob_brings_whole_tensors_and_changes_back_to_the_bit() -> None:
+    whole = np.array([[1.5, -0.0, 3.0]]).astype(BFLOAT16)
+    change = changed(np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 2.0, 9.0, 4.0]))
+    tensors = {"a": Described((1, 3), "bfloat16", 6), "b": Described((4,), "float64", 32)}
+    found = unpacked(packed({"a": whole, "b": change}), tensors)
+    assert found["a"].tobytes() == whole.tobytes() and found["a"].shape == (1, 3)
+    assert list(found["b"].positions) == [2]
+    base = np.array([1.0, 2.0, 9.0, 4.0])
+    applied(base, found["b"])
+    assert list(base) == [1.0, 2.0, 3.0, 4.0]
 
 
 def test_the_speed_of_a_link_is_bytes_over_seconds_and_a_probe_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
