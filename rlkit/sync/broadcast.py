@@ -17,7 +17,6 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 from torch import Tensor
-from torch.distributed.distributed_c10d import TCPStore
 
 from rlkit.errors import SyncError
 from rlkit.sync.arrays import BFLOAT16
@@ -28,6 +27,7 @@ from rlkit.sync.link import probe
 __all__ = ["Backend", "BroadcastGroup", "packed", "unpacked"]
 
 Backend = Literal["gloo", "nccl"]
+c10d: Any = dist  # what torch exports, and its stubs do not
 POSITIONS, VALUES = "\npositions", "\nvalues"
 """After a tensor's name: the two halves of what changed in it."""
 
@@ -40,7 +40,7 @@ class BroadcastGroup:
         self._device = torch.device("cpu" if backend == "gloo" else "cuda")
         self._group: Any
         try:
-            self._store = TCPStore(host, port, size, rank == 0, patience)
+            self._store = c10d.TCPStore(host, port, size, rank == 0, patience)
             if backend == "gloo":
                 self._group = dist.ProcessGroupGloo(self._store, rank, size, patience)
             else:
