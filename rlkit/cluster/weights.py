@@ -4,8 +4,8 @@
 
 Rank 0 puts one bucket after another into Ray's object store. A worker on its machine reads them there in shared memory;
 to other machines Ray carries each bucket once, the next while one is copied. Workers confirm by fingerprint.
-With `cluster.sync_over` rank 0 broadcasts the buckets over gloo or NCCL; the object store then serves only a worker that
-is replaced, or that a broken broadcast left without weights.
+With `cluster.sync_over` rank 0 broadcasts them over gloo or NCCL; the object store then serves only a worker that is
+replaced, or that a broken broadcast left without weights.
 """
 
 from __future__ import annotations
