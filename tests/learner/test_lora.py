@@ -18,7 +18,7 @@ from rlkit.errors import CheckpointError, LearnerError, RecipeError
 from rlkit.learner.build import build_learner
 from rlkit.learner.gradient import add_gradients
 from rlkit.learner.learner import Learner
-from rlkit.models.lora import BASE, merge_adapters
+from rlkit.models.lora import BASE, add_adapters, merge_adapters
 from rlkit.policy.hf import HfEngine
 from rlkit.recipe import LearnerSettings, LoraSettings, ModelSettings, Optim, ValueSettings
 from rlkit.sync.fingerprint import digests
@@ -104,7 +104,10 @@ def test_only_adapters_are_trained_saved_and_kept_by_the_optimizer(folder: Path,
 
 def test_a_sync_sends_the_adapters_and_the_digest_of_their_base_and_nothing_else(folder: Path) -> None:
     learner = moved(built(folder, dtype="float32"))
-    target = engine(folder, "float32")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    add_adapters(model, LORA)
+    config = HfEngine.Config(device="cpu", deterministic=False)
+    target = HfEngine(config, model=model, tokenizer=None, seed=0)
     report = LocalSync(target).push(learner)
     # 384 numbers of adapters in float32 (see above), and 16 bytes of a digest; the model has thousands.
     assert report.sent_bytes == report.num_bytes == 384 * 4 + 16
@@ -170,11 +173,6 @@ def test_a_run_starts_from_adapters_or_merges_them(folder: Path, tmp_path: Path)
     assert len(whole.weights()) == len(list(tiny_model().named_parameters()))
     with pytest.raises(CheckpointError, match=r"model\.lora: .* of rank 2 on c_fc, q_proj, v_proj; .* rank 3 on c_fc,"):
         built(folder, tmp_path, lora=replace(LORA, rank=3))
-
-
-def engine(folder: Path, dtype: str = "float64", lora: LoraSettings = LORA) -> HfEngine:
-    settings = HfEngine.Config(device="cpu", deterministic=False)
-    return HfEngine.from_pretrained(settings, folder, seed=0, dtype=dtype, lora=lora, tokenizer=None)
 
 
 def test_adapters_of_another_base_are_refused(folder: Path, tmp_path: Path) -> None:
