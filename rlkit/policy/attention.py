@@ -13,8 +13,8 @@ Decoding reads a prefix once for all samples of its tree (one product), and thei
 product. Grouped heads are rows of that product, not copies of keys.
 
 With products that are invariant (`invariance.py`), a token's result depends on its own path only. Three rules
-see to it: a product never has a single row (MKL has another routine for it), the suffix is summed in fixed
-blocks (the order of a longer sum may depend on its length), and masked columns contribute exact zeros.
+see to it: a product never has fewer than `ROWS` rows (MKL has other routines for them), the suffix is summed in
+fixed blocks (the order of a longer sum may depend on its length), and masked columns contribute exact zeros.
 
 Q: tokens, n: decoding samples, W: tokens of a chunk, H = Hkv·g heads, D: width of a head, P: prefix tokens,
 L: suffix columns.
@@ -30,9 +30,11 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import AttentionInterface, PreTrainedModel
 
 from rlkit.errors import EngineError
+from rlkit.policy.invariance import ROWS
 from rlkit.policy.kv import KeyValue, Prefix, Slots
 
 __all__ = [
@@ -48,8 +50,8 @@ __all__ = [
 ]
 
 IMPLEMENTATION = "rlkit_tree"
-BLOCK = 256
-"""Suffix columns that are summed in one product; below this MKL adds up in one order, whatever the length."""
+BLOCK = 128
+"""Suffix columns that are summed in one product; up to so many MKL adds up in one order, whatever the length."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,10 +288,9 @@ def _softmax(scores: Tensor) -> Tensor:
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """[B, M, K] times [B, K, N], never with a single row."""
-    if a.shape[1] > 1:
-        return torch.bmm(a, b)
-    return torch.bmm(a.expand(-1, 2, -1), b)[:, :1]
+    """[B, M, K] times [B, K, N], never with fewer than `ROWS` rows."""
+    missing = ROWS - a.shape[1]
+    return torch.bmm(a, b) if missing <= 0 else torch.bmm(pad(a, (0, 0, 0, missing)), b)[:, : a.shape[1]]
 
 
 def _mix(weights: Tensor, values: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rlkit.policy.attention import Chunk, Decode, Plan, Siblings
 from rlkit.policy.base import Completion, SampleRequest
+from rlkit.policy.invariance import ROWS
 from rlkit.policy.kv import Prefix, Slots, pages
 from rlkit.policy.sampling import Draw
 from rlkit.policy.tokens import StopWatch
@@ -169,13 +170,14 @@ def _bias(queries: Tensor, width: int, like: Tensor) -> Tensor:
 
 
 def whole_vectors(num_tokens: int, widths: Sequence[int], num_threads: int) -> int:
-    """The fewest tokens, at least `num_tokens`, with which element-wise operations run on whole vectors only.
+    """The fewest tokens, at least `num_tokens`, in whole `invariance.ROWS` and vectors.
 
     Torch computes SiLU and GELU in blocks of up to 32 numbers and the rest of a thread's share by another
     formula, one rounding apart. `widths` are those of the model's activations; multiples of 64 need no
     filling on 1 or 2 threads.
     """
     grain = 32768  # numbers below which torch does not employ another thread
+    num_tokens += -num_tokens % ROWS
     while any(num_tokens * width % (32 * min(num_threads, -(-num_tokens * width // grain))) for width in widths):
-        num_tokens += 1
+        num_tokens += ROWS
     return num_tokens

@@ -32,7 +32,7 @@ from rlkit.models.lora import add_adapters, travelling
 from rlkit.policy.attention import running
 from rlkit.policy.base import Completion, EngineContext, SampleRequest
 from rlkit.policy.drafts import Draft, Forward, pack, whole_vectors
-from rlkit.policy.invariance import require_invariant_math
+from rlkit.policy.invariance import filled_up, require_invariant_math
 from rlkit.policy.kv import Prefix, Slots, Suffix
 from rlkit.policy.sampling import draw, sampling_state
 from rlkit.policy.takeover import device_of, end_ids, take_over
@@ -308,19 +308,21 @@ class HfEngine:
     def _forward(self, forward: Forward) -> dict[int, NDArray[np.float32]]:
         """Token of the forward -> its logits [V], for the tokens that somebody draws from."""
         num_tokens = len(forward.token_ids)
+        wanted = [piece.last for piece in forward.pieces if piece.last is not None]
+        kept = wanted
         if self._config.deterministic:
             forward.fill(whole_vectors(num_tokens, self._traits.widths, torch.get_num_threads()))
-        wanted = [piece.last for piece in forward.pieces if piece.last is not None]
+            kept = filled_up(wanted)
         with running(forward.plan):
             logits = self._model(
                 input_ids=torch.tensor([forward.token_ids], device=self._device),
                 position_ids=torch.tensor([forward.positions], device=self._device),
-                logits_to_keep=torch.tensor(wanted, dtype=torch.long, device=self._device),
+                logits_to_keep=torch.tensor(kept, dtype=torch.long, device=self._device),
                 use_cache=False,
             ).logits[0]
         self.counts.num_forwards += 1
         self.counts.num_fed += num_tokens
-        return dict(zip(wanted, logits.float().cpu().numpy(), strict=True))
+        return dict(zip(wanted, logits[: len(wanted)].float().cpu().numpy(), strict=True))
 
     def _extend(self, draft: Draft, logits: NDArray[np.float32]) -> Completion | EngineError | None:
         """Draw the next token; the completion if it was the last one."""

@@ -37,7 +37,7 @@ from rlkit.policy.base import Completion, EngineContext, GrowRequest, Growth, Sa
 from rlkit.policy.cohort import Cohort, Fed, Step
 from rlkit.policy.decoders import beam, sample, without_replacement
 from rlkit.policy.drafts import whole_vectors
-from rlkit.policy.invariance import require_invariant_math
+from rlkit.policy.invariance import filled_up, require_invariant_math
 from rlkit.policy.search_tree import Search, SearchTree
 from rlkit.policy.takeover import device_of, take_over
 from rlkit.policy.tokens import Tokenizer, decode
@@ -391,12 +391,12 @@ class TrieEngine:
         """Logits [W, V] of the `wanted` tokens, and hidden states [M, D] of all if there is a value head."""
         size = len(step.token_ids)
         fill = whole_vectors(size, self._traits.widths, torch.get_num_threads()) if self._config.deterministic else size
-        keep = torch.tensor(wanted or [0], dtype=torch.long, device=self._device)  # an empty index would mean all
+        kept = filled_up(wanted or [0])  # an empty index would mean all
         with running(step):
             out = self._model(
                 input_ids=_padded(step.token_ids, fill).to(self._device),
                 position_ids=_padded(step.positions, fill).to(self._device),
-                logits_to_keep=keep,
+                logits_to_keep=torch.tensor(kept, dtype=torch.long, device=self._device),
                 output_hidden_states=self._head is not None,
                 use_cache=False,
             )
@@ -454,8 +454,9 @@ class TrieEngine:
         places = torch.from_numpy(chain).to(device)
         if states is not None:
             hidden[users, places[:, -1]] = states
-        found = self._head(hidden[users[:, None], places], torch.from_numpy(present).to(device))
-        return [float(value) for value in found.double().cpu()]
+        rows = torch.tensor(filled_up(range(len(fed))), device=device)
+        found = self._head(hidden[users[rows, None], places[rows]], torch.from_numpy(present).to(device)[rows])
+        return [float(value) for value in found[: len(fed)].double().cpu()]
 
     def _children(
         self, logits: torch.Tensor, nodes: NDArray[np.int64], temperatures: Sequence[float]
