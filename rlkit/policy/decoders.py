@@ -64,7 +64,9 @@ def without_replacement(
     than asked for is searched: its score is the threshold κ of `inclusion_logprob`. It is left in the tree, after
     the leaves that are returned.
     """
-    frontier, perturbed = [0], np.zeros(1)
+    # Drawn, not 0 as in their listing: with the best score fixed, κ is not what draws in sequence leave, and weights by
+    # inclusion are too small.
+    frontier, perturbed = [0], noise.gumbel(size=1)
     yield from _evaluate(tree, frontier)
     for level in range(tree.trie.levels):
         starts = np.cumsum([0, *(tree.num_valid(node) for node in frontier[:-1])])
