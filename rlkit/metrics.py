@@ -162,6 +162,7 @@ value/squared_error | reward² | mean | the square of that difference | the same
 value/spread | reward² | mean | squared difference of a return from the mean return of its tree and level | the same levels | - | What a constant per tree and level would err; value/squared_error below it is a gain.
 value/rank_correlation | Spearman's ρ | mean | rank correlation of V and mean return of the prefixes of one level | levels of trees with three prefixes and some spread | towards 1 | Whether values order prefixes as their returns do.
 search/evaluated | tokens | mean | candidate tokens through the model | trees that were searched | equal where decoders are compared | Cost of choosing candidates, prompts excluded.
+search/leaves | tokens | mean | whole answers evaluated for their values | trees that were searched | 0 for a beam | Part of search/evaluated that a search by likelihood does not need; without it the cost is the one that the paper counts.
 search/charged | tokens | mean | tokens counted against the budget | trees that were searched | at most the budget | Cost as the search counts it.
 search/unspent | share | mean | 1 − charged / budget | searches with a budget | near 0; above it the search stalled | Budget that was left.
 search/forwards | forwards | mean | forwards that waited for each other | trees that were searched | small: it is latency | Sequential depth of a search.
@@ -347,6 +348,7 @@ def _search_pairs(trees: Sequence[ScoredTree]) -> Pairs:
     ]
     return {
         "search/evaluated": _pair(search.num_evaluated for _, search in found),
+        "search/leaves": _pair(search.num_leaves for _, search in found),
         "search/charged": _pair(search.num_charged for _, search in found),
         "search/unspent": _pair(1 - search.num_charged / search.budget for _, search in found if search.budget),
         "search/forwards": _pair(search.num_forwards for _, search in found),

@@ -128,6 +128,8 @@ class SearchReport:
     """Tokens that went through the model, prefill excluded."""
     num_forwards: int
     """Sequential depth: forwards that waited for each other, prefill included."""
+    num_leaves: int = 0
+    """Whole answers among those evaluated, for their values; a search by likelihood alone needs none of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,7 +47,7 @@ def searched_tree() -> Tree:
                     )
                 )
         leaves.append(Leaf(node=at[prefix], sample_index=index, status="done", answer=candidate))
-    report = SearchReport(sampler="ved", budget=33, num_charged=31, num_evaluated=31, num_forwards=9)
+    report = SearchReport(sampler="ved", budget=33, num_charged=31, num_evaluated=31, num_forwards=9, num_leaves=6)
     task = Task(id="user 1", question="what next", answers=("a1 b1 c2",))
     return Tree(task=task, nodes=tuple(nodes), leaves=tuple(leaves), search=report)
 
@@ -72,7 +72,7 @@ def data(page: Path) -> dict:
 def test_nodes_carry_visits_values_and_sibling_advantages(page: Path) -> None:
     tree = data(page)
     assert tree["search"] == {
-        "sampler": "ved", "budget": 33, "num_charged": 31, "num_evaluated": 31, "num_forwards": 9
+        "sampler": "ved", "budget": 33, "num_charged": 31, "num_evaluated": 31, "num_forwards": 9, "num_leaves": 6
     }  # fmt: skip
     nodes = {node["text"]: node for node in tree["nodes"]}
     assert nodes["<a1>"]["search"] == {"value": 0.3, "entropy": 0.5, "visits": 3, "in_beam": True}

@@ -52,6 +52,7 @@ class SearchTree:
     children: list[dict[int, int]] = field(default_factory=lambda: [{}])
     """Which valid children (0..C-1) are in the tree, and as which node."""
     num_evaluated: int = 0
+    num_evaluated_leaves: int = 0
     num_charged: int = 0
     """Tokens counted against a search's budget."""
     threshold: float = math.nan
@@ -93,6 +94,7 @@ class SearchTree:
         else:  # a child of probability 0 adds nothing
             self.entropy[node] = -float(np.sum(np.exp(logprobs) * np.maximum(logprobs, -1e300)))
         self.num_evaluated += 1
+        self.num_evaluated_leaves += self.is_leaf(node)
 
     def add(self, parent: int, child: int, *, in_beam: bool = False) -> int:
         """The node of valid child `child` (0..C-1) of an evaluated node; a new one unless it is there already."""

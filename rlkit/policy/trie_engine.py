@@ -502,6 +502,7 @@ class TrieEngine:
                 num_charged=tree.num_charged,
                 num_evaluated=tree.num_evaluated,
                 num_forwards=grown.num_forwards,
+                num_leaves=tree.num_evaluated_leaves,
             ),
         )
 

@@ -25,7 +25,8 @@ PHASES = ("rollout", "reward", "learn", "sync", "eval", "checkpoint")
 CHARTS: Mapping[str, tuple[str, ...]] = {
     "Reward in training": ("reward/",),
     "Rollouts": ("rollout/", "tokens/", "signals/"),
-    "Learning signal": ("groups/", "staleness/", "advantage/", "credit/"),
+    "Search and values": ("search/", "value/"),
+    "Learning signal": ("groups/", "staleness/", "advantage/", "credit/", "sibling/"),
     "Optimisation": (
         *("loss", "grad_norm", "kl/", "entropy", "clip_frac"),
         *("ratio/", "importance", "update/", "lr"),
@@ -38,6 +39,7 @@ TOGETHER = {
     "reward/mean": ("Total reward", ("reward/mean", "reward/best")),
     "rollout/done": ("How trajectories end", ("rollout/done", "rollout/truncated", "rollout/failed")),
     "tokens/unique": ("Tokens per step", ("tokens/unique", "tokens/flat")),
+    "value/squared_error": ("Error of values, and that of a constant", ("value/squared_error", "value/spread")),
     "staleness/mean": ("Staleness", ("staleness/mean", "staleness/max")),
 }
 """Names drawn in one chart, under the first of them; a term's mean and best are also drawn together."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from rlkit.catalogue.items import Catalogue
 from rlkit.catalogue.trie import Trie
@@ -256,8 +257,6 @@ def test_what_cannot_be_grown_is_refused_with_its_reason(folder: Path, trie: Tri
     request = requests(1)[0]
 
     def asked(**changes: object) -> GrowRequest:
-        from dataclasses import replace
-
         return replace(request, **changes)  # type: ignore[arg-type]
 
     for bad, reason in (
@@ -288,3 +287,56 @@ def test_the_learner_scores_the_distribution_that_the_engine_recorded(scored: st
     found = score_rows(TreePolicy(loaded(folder)), packed, [tree.num_tokens for tree in trees])
     for tree, logprobs in zip(trees, found, strict=True):
         assert logprobs[tree.policy_mask] == pytest.approx(tree.behavior_logprobs[tree.policy_mask], abs=5e-5)
+
+
+def test_a_history_is_computed_once_and_many_users_share_every_forward(folder: Path, trie: Trie) -> None:
+    asked = requests(5, candidates=6)
+    for decoder, forwards in (("beam", 3), ("iid", 3), ("without_replacement", 3)):
+        engine = make(folder, trie, decoder=decoder)
+        grown = engine.search(asked)
+        assert engine.counts.num_prefilled == sum(len(request.token_ids) for request in asked)
+        assert engine.counts.num_fed == sum(g.tree.num_evaluated - 1 for g in grown)
+        assert engine.counts.num_forwards == forwards == max(g.num_forwards for g in grown)
+    engine = make(folder, trie, "mlp", decoder="ved", ved=VedSettings(beam=2, budget=20))
+    grown = engine.search(asked)
+    assert engine.counts.num_prefilled == sum(len(request.token_ids) for request in asked)
+    assert engine.counts.num_forwards == max(g.num_forwards for g in grown)  # as deep as the longest search, not longer
+
+
+def test_equal_draws_are_one_leaf_and_as_many_candidates(folder: Path, trie: Trie) -> None:
+    [growth] = grow(make(folder, trie, decoder="iid"), requests(1, candidates=200))
+    assert len(growth.candidates) == 200
+    assert len(set(growth.candidates)) == len(set(paths_of(growth))) < 60  # no item has two leaves
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("decoder", ["ved", "beam", "iid", "without_replacement"])
+def test_four_levels_and_a_million_items_are_searched_as_well(decoder: str) -> None:
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 256, (1_000_000, 4))
+    trie = Trie.of(codes + 4 + 256 * np.arange(4))
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=4 + 4 * 256,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+            num_key_value_heads=1,
+            max_position_embeddings=64,
+        )
+    )
+    add_value_head(model, "mlp")
+    config = TrieEngine.Config(deterministic=False, device="cpu", decoder=decoder)  # type: ignore[arg-type]
+    engine = TrieEngine(config, model=model, tokenizer=Letters(), trie=trie, seed=7)
+    asked = [replace(request, max_tokens=4) for request in requests(3, candidates=16)]
+    for grown in engine.search(asked):
+        paths = np.array([[grown.tree.token(node) for node in grown.tree.path(leaf)] for leaf in grown.candidates])
+        assert len(paths) >= 8 and (trie.walk(paths) >= trie.first_leaf).all()
+
+
+class Letters:
+    """Stands in for a tokenizer."""
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
+        return "".join(f"<{token}>" for token in token_ids)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 
 from rlkit.catalogue.trie import Trie
 from rlkit.policy.search_tree import Search, SearchTree
-from rlkit.policy.ved import VedSettings, ved
+from rlkit.policy.ved import VedSettings, _Ved, ved
 
 LETTERS = "ABCabcdef123456789"
 PATHS = ["Aa1", "Aa2", "Ab3", "Ab4", "Bc5", "Bc6", "Bd7", "Ce8", "Cf9"]
@@ -65,6 +64,7 @@ def test_every_node_on_the_path_is_gated_and_expanded_as_worked_by_hand() -> Non
     tree, asked, found = search(4, order="value")
     assert asked == [*INITIAL, "C", "Ce", "Cf", "Ce8", "Cf9"]  # cost 7, then one token each
     assert tree.num_charged == tree.num_evaluated == 12
+    assert tree.num_evaluated_leaves == 4  # Aa1, Ab3, Ce8, Cf9: charged, though a beam would not have needed them
     assert found == ["Cf9", "Ce8", "Ab3", "Aa1"]
     # B never passes its gate, so the best item, Bd7 at .9, is never reached.
     visits = {name(tree, node): tree.visits[node] for node in range(len(tree))}
@@ -118,11 +118,23 @@ def test_the_paper_counts_33_tokens_for_a_beam_of_16_and_multiples_above() -> No
 
 
 def test_upper_confidence_bounds_pick_as_in_the_three_worked_steps() -> None:
-    # v_star.md 9.5: G = .569315, .55, .338629; the pure bound, no gate and no liveness.
-    priority = [0.569315, 0.55, 0.338629]
-    for root, visits, expected in ((5, (2, 1, 1), 1), (6, (2, 2, 1), 0), (7, (3, 2, 1), 1)):
-        bounds = [g + math.sqrt(math.log(root + 1) / (n + 1)) for g, n in zip(priority, visits, strict=True)]
-        assert int(np.argmax(bounds)) == expected
+    """v_star.md 9.5: a has two children, b one, c four, all even."""
+    shape = ((0.50, 2), (0.55, 1), (0.20, 4))
+    tree = SearchTree(
+        Trie.of(np.array([[node, child] for node, (_, size) in enumerate(shape) for child in range(size)]))
+    )
+    tree.evaluated(0, value=0.0, logprobs=np.log(np.full(3, 1 / 3)))
+    nodes = [tree.add(0, child) for child in range(3)]
+    for node, (value, size) in zip(nodes, shape, strict=True):
+        tree.evaluated(node, value=value, logprobs=np.log(np.full(size, 1 / size)))
+    search = _Ved(tree, VedSettings(scope="live"))
+    assert [search.priority[node] for node in nodes] == pytest.approx([0.569315, 0.55, 0.338629], abs=1e-6)
+    assert [search.may_expand(node) for node in nodes] == [True, True, False]  # the mean of their depth is .485981
+    tree.visits[nodes[0]] = 2
+    for expected in (1, 0, 1):  # N_root 5, 6, 7
+        chosen = search._best(nodes)
+        assert chosen == nodes[expected]
+        search.visit([0, chosen])
 
 
 @settings(max_examples=60, deadline=None)

@@ -21,7 +21,7 @@ from tests.rollout.chats import chat_tokenizer
 from tests.rollout.scenes import TASK, Scene
 
 CHAT = chat_tokenizer("chatml")
-REPORT = SearchReport(sampler="ved", budget=10, num_charged=8, num_evaluated=7, num_forwards=4)
+REPORT = SearchReport(sampler="ved", budget=10, num_charged=8, num_evaluated=7, num_forwards=4, num_leaves=2)
 
 
 class ScriptedGrower:
@@ -120,6 +120,7 @@ def test_what_a_search_cost_is_measured() -> None:
     searched = {name: value for name, value in found.items() if name.startswith("search/")}
     assert searched == {
         "search/evaluated": 7.0,
+        "search/leaves": 2.0,
         "search/charged": 8.0,
         "search/unspent": pytest.approx(0.2),
         "search/forwards": 4.0,
