@@ -196,7 +196,8 @@ class ValueSettings:
     detach: bool = False
     """True: its gradient stops at the head and does not reach the policy's network."""
     warmup_steps: int = 0
-    """Steps at the start of the run in which only the value is learned, from the policy's candidates."""
+    """Steps at the start of the run in which only the value is learned, from the policy's candidates. Without `detach`
+    its gradient moves the policy's network in them too, and no KL term holds it."""
 
     def __post_init__(self) -> None:
         at_least(self, 0, "discount", "coef", "warmup_steps")

@@ -120,6 +120,19 @@ def test_a_failed_leaf_is_no_candidate() -> None:
     assert advantages[at["a1"]] == pytest.approx(2**0.5, abs=1e-3)
 
 
+def test_a_leaf_that_was_drawn_twice_is_one_node_and_two_candidates() -> None:
+    tree, at = trie_tree(["a1 b1 c1", "a1 b1 c1", "a1 b1 c2", "a2 b2 c3"])
+    assert len(tree.nodes) == 1 + 7
+    advantages, count, _ = sibling_advantages(tree, np.array([1.0, 1, 0, 0]), SiblingGrpoConfig())
+    assert (count[at["a1"]], count[at["a1 b1 c1"]]) == (3, 2)
+    # R of a1 is 2/3, of a2 0: two siblings, so ±1 up to ε; c1 against c2 as well, however often c1 was drawn.
+    assert advantages[[at["a1"], at["a2"]]] == pytest.approx([0.9997, -0.9997], abs=1e-5)
+    assert advantages[at["a1 b1 c1"]] == pytest.approx(0.9998, abs=1e-6)
+    config = SiblingGrpoConfig(global_coef=0)
+    credited = ALGORITHM.credit([scored(tree, ("hit", 1.0, [1.0, 1, 0, 0]))], config, None)[0]
+    assert credited.c_pos[tree.offsets[at["a1 b1 c1"]]] == pytest.approx(0.9998 / 4)  # |C| counts draws
+
+
 def test_siblings_may_be_compared_by_one_reward_only() -> None:
     tree, at = trie_tree(CANDIDATES)
     ranked = [reward - hit for reward, hit in zip(RANKED, HIT, strict=True)]

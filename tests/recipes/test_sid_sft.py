@@ -16,8 +16,9 @@ from rlkit.data.sequences import Sequences
 from rlkit.envs.sid_generation import SidGeneration
 from rlkit.errors import CheckpointError
 from rlkit.learner.build import build_learner
-from rlkit.models.recommender import build_recommender
+from rlkit.models.recommender import add_semantic_ids, build_recommender
 from rlkit.policy.answers import AnswerEngine
+from rlkit.policy.tiny import tiny_model
 from rlkit.recipe import LearnerSettings, ModelSettings, Optim
 from rlkit.records import RewardTerm, ScoredTree, Task
 from rlkit.render import Renderer
@@ -96,6 +97,33 @@ def test_a_few_updates_learn_the_shop(shop: tuple[Sequences, Path]) -> None:
     losses = [learner.update([batch]).metrics["loss"][0] for _ in range(30)]
     # The first item of a user cannot be told: two of them, of three and one items, so ln 2 once a user at best.
     assert losses[-1] < 0.25 < 2.0 < losses[0]
+
+
+def test_a_language_model_with_new_words_learns_them_by_the_same_recipe(
+    shop: tuple[Sequences, Path], tmp_path: Path
+) -> None:
+    source, _ = shop
+    grown = tmp_path / "grown"
+    add_semantic_ids(tiny_model(tmp_path / "base", layers=1, hidden=32), grown, source.catalogue)
+    trees, config = rolled_out(source, grown), SftConfig()
+    learner = build_learner(
+        ModelSettings(path=str(grown), max_context=64),
+        LearnerSettings(row_tokens=128),
+        Optim(lr=1e-2),
+        ALGORITHM,
+        config,
+        model_dir=grown,
+        total_updates=20,
+    )
+    before = AutoModelForCausalLM.from_pretrained(grown).get_input_embeddings().weight.detach()
+    batch = pack(ALGORITHM.credit(trees, config, None), 128)
+    losses = [learner.update([batch]).metrics["loss"][0] for _ in range(20)]
+    assert losses[-1] < 0.5 * losses[0]
+    ids = AutoTokenizer.from_pretrained(grown).convert_tokens_to_ids(["<a_1>", "<b_2>", "<c_3>"])
+    (tmp_path / "saved").mkdir()
+    learner.save(tmp_path / "saved")
+    after = AutoModelForCausalLM.from_pretrained(tmp_path / "saved").get_input_embeddings().weight.detach()
+    assert ((after[ids] - before[ids]).norm(dim=1) > 0.1).all()
 
 
 def test_a_sequence_longer_than_the_context_is_truncated_and_not_trained(shop: tuple[Sequences, Path]) -> None:
