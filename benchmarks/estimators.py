@@ -15,11 +15,13 @@ import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rlkit.algorithms.sibling_grpo import SiblingGrpoConfig, sibling_advantages
+from rlkit.catalogue.ranking import rank_penalties
 from rlkit.catalogue.trie import Trie
 from rlkit.policy.decoders import beam, inclusion_logprob, sample, without_replacement
 from rlkit.policy.search_tree import Search, SearchTree
@@ -29,6 +31,8 @@ from rlkit.records import Leaf, Node, SamplingState, Task, Tree
 Floats = NDArray[np.float64]
 SHAPE = (6, 7, 8)
 NUM_ITEMS = 240
+DANGER_DRAWS = 200
+"""Candidate sets per world of the table of sibling rewards."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,51 +167,38 @@ def grpo(known: World, found: Candidates) -> Floats:
 
 def sibling(known: World, found: Candidates) -> Floats:
     """Sibling-GRPO alone, a node counted once (V-STAR, eq. 19)."""
-    paths = known.steps[found.leaves]
+    return known.gradient(sibling_credit(known, found, known.reward[found.leaves], SiblingGrpoConfig()))
+
+
+def sibling_credit(known: World, found: Candidates, rewards: Floats, config: SiblingGrpoConfig) -> Floats:
+    """Credit [N] of the trie's nodes: A / C where siblings differ, else 0."""
+    tree, steps = candidate_tree(known.steps[found.leaves])
+    advantages, _, _ = sibling_advantages(tree, rewards, config)
+    credit = np.zeros(known.trie.num_nodes)
+    credit[steps] = advantages / len(found.leaves)
+    return credit
+
+
+def candidate_tree(paths: NDArray[np.int64]) -> tuple[Tree, list[int]]:
+    """Candidates [C, L] of trie nodes as a record, depth-first; and the trie node that each of its nodes stands for."""
+    order = sorted({(0,), *((0, *map(int, path[:level])) for path in paths for level in range(1, len(path) + 1))})
+    place = {path: index for index, path in enumerate(order)}
     nodes = [Node(parent=-1, author="prompt", token_ids=np.zeros(1, np.int32))]
-    at: dict[int, int] = {0: 0}
-    for path in paths:
-        for step, above in zip(path, (0, *path[:-1]), strict=True):
-            if int(step) not in at:
-                at[int(step)] = len(nodes)
-                nodes.append(
-                    Node(
-                        parent=at[int(above)],
-                        author="policy",
-                        token_ids=np.zeros(1, np.int32),
-                        behavior_logprobs=np.zeros(1, np.float32),
-                        sampling=SamplingState(),
-                    )
-                )
-    order = sorted(range(len(nodes)), key=lambda node: _key(nodes, node))
-    place = {node: index for index, node in enumerate(order)}
-    laid = tuple(
-        Node(
-            parent=-1 if nodes[node].parent < 0 else place[nodes[node].parent],
-            author=nodes[node].author,
-            token_ids=nodes[node].token_ids,
-            behavior_logprobs=nodes[node].behavior_logprobs,
-            sampling=nodes[node].sampling,
+    for path in order[1:]:
+        nodes.append(
+            Node(
+                parent=place[path[:-1]],
+                author="policy",
+                token_ids=np.zeros(1, np.int32),
+                behavior_logprobs=np.zeros(1, np.float32),
+                sampling=SamplingState(),
+            )
         )
-        for node in order
-    )
-    leaves = tuple(
-        Leaf(node=place[at[int(path[-1])]], sample_index=index, status="done") for index, path in enumerate(paths)
-    )
-    tree = Tree(task=Task(id="w", question="?"), nodes=laid, leaves=leaves)
-    advantages, _, _ = sibling_advantages(tree, known.reward[found.leaves], SiblingGrpoConfig())
-    coefficients = np.zeros(known.trie.num_nodes)
-    for step, node in at.items():
-        coefficients[step] = advantages[place[node]] / len(paths)
-    return known.gradient(coefficients)
-
-
-def _key(nodes: list[Node], node: int) -> list[int]:
-    path: list[int] = []
-    while node != -1:
-        path.append(node)
-        node = nodes[node].parent
-    return path[::-1]
+    leaves = [
+        Leaf(node=place[(0, *map(int, path))], sample_index=index, status="done") for index, path in enumerate(paths)
+    ]
+    tree = Tree(task=Task(id="w", question="?"), nodes=tuple(nodes), leaves=tuple(leaves))
+    return tree, [path[-1] for path in order]
 
 
 def weighted(known: World, found: Candidates) -> Floats:
@@ -305,6 +296,62 @@ def table(num_worlds: int, draws: int, count: int, seed: int) -> Iterator[str]:
         yield f"| {name} | {paid} | {f.hit:.2f} | {f.bias:.2f} | {f.shape_bias:.2f} | {f.cosine:.2f} | {f.noise:.2f} |"
 
 
+Place = Literal["log-probability", "value"]
+DANGERS: tuple[tuple[str, Place | None, float], ...] = (
+    ("rule + rank penalty", "log-probability", 0.0),
+    ("rule + rank penalty", "value", 0.0),
+    ("rule + rank penalty, deviation at least 0.05", "log-probability", 0.05),
+    ("rule alone", None, 0.0),
+)
+"""What siblings are compared by, what places are by where there is a penalty, and the floor of the deviation."""
+
+
+def dangers(num_worlds: int, draws: int, count: int, seed: int) -> Iterator[str]:
+    """The lines of the table of what siblings are told apart by, over candidate sets of VED with a hit."""
+    worlds = [world(np.random.default_rng((seed, 7, index))) for index in range(num_worlds)]
+    found = []
+    for index, known in enumerate(worlds):
+        rng = np.random.default_rng((seed, 11, index))
+        found.append([choose(known, "ved", count, rng) for _ in range(draws)])
+    columns = ("decisions without a hit", "their share of credit", "bias of direction", "cosine")
+    yield f"| siblings compared by | places by | {' | '.join(columns)} |"
+    yield "|" + " --- |" * 6
+    for paid, place, floor in DANGERS:
+        decisions, idle, blamed, spent = 0, 0, 0.0, 0.0
+        means = []
+        for known, sets in zip(worlds, found, strict=True):
+            total = np.zeros(known.trie.num_nodes)
+            for candidates in sets:
+                hit = known.reward[candidates.leaves]
+                if not hit.any():
+                    continue  # all rewards are 0: nothing is told apart
+                rewards = hit + (_rank_penalty(known, candidates, place) if place else 0.0)
+                credit = sibling_credit(known, candidates, rewards, SiblingGrpoConfig(sibling_std_floor=floor))
+                parents = np.unique(known.trie.parent[np.flatnonzero(credit)])
+                path = {0, *known.steps[np.flatnonzero(known.reward)[0]].tolist()}
+                wrong = [parent for parent in parents.tolist() if parent not in path]
+                decisions, idle = decisions + len(parents), idle + len(wrong)
+                size = np.bincount(np.maximum(known.trie.parent, 0), np.abs(credit), known.trie.num_nodes)
+                blamed, spent = blamed + float(size[wrong].sum()), spent + float(size.sum())
+                total += known.gradient(credit)
+            means.append(total / len(sets) / float(np.linalg.norm(known.exact)))
+        exact = [known.exact / float(np.linalg.norm(known.exact)) for known in worlds]
+        dots = np.array([mean @ truth for mean, truth in zip(means, exact, strict=True)])
+        squares = np.array([mean @ mean for mean in means])
+        factor = dots.sum() / squares.sum()
+        bias = np.sqrt(np.mean(factor**2 * squares - 2 * factor * dots + 1))
+        cosine = np.mean(np.divide(dots, np.sqrt(squares), out=np.zeros_like(dots), where=squares > 0))
+        yield f"| {paid} | {place or '-'} | {idle / decisions:.2f} | {blamed / spent:.2f} | {bias:.2f} | {cosine:.2f} |"
+
+
+def _rank_penalty(known: World, found: Candidates, place: Place) -> Floats:
+    """[C] -q of a miss at its place, 0 for the hit (V-STAR section 5)."""
+    score = known.total[found.leaves] if place == "log-probability" else known.value[known.steps[found.leaves, -1]]
+    out = np.zeros(len(found.leaves))
+    out[np.argsort(-score, kind="stable")] = -rank_penalties(len(found.leaves))
+    return np.where(known.reward[found.leaves] > 0, 0.0, out)
+
+
 PAGE = """# What candidates do to the gradient
 
 Generated by `{command}`; edit `benchmarks/estimators.py`.
@@ -322,7 +369,21 @@ estimator best: what no learning rate repairs (1.00: as far off as no gradient a
 0 where E g is 0. *noise* is the standard deviation of one estimate after that factor, relative to |g*|. The part of the
 bias that is only the noise of the mean over {draws} draws is subtracted; below noise / √{draws} it is not told from 0.
 
+{dangers}
+
 {budgets}
+"""
+
+
+DANGERS_TEXT = """## What siblings are told apart by
+
+Siblings are normalised, so the rank penalty of two wrong ones, a difference of hundredths, becomes ±1, and the one at
+the later place is praised. {worlds} worlds as above, {draws} candidate sets of VED each. *decisions without a hit*: the
+share of parents with sibling credit that have no hit below; *their share of credit*: of Σ|A|. What helps are
+`algorithm.sibling_reward=sid_match` and `algorithm.sibling_std_floor`; places by value are
+`engine.ved.order=value rewards.1.order=sample`.
+
+{table}
 """
 
 
@@ -380,16 +441,18 @@ def _search(trie: Trie, settings: VedSettings, count: int, seed: tuple[int, int]
 def main() -> None:
     """Write the page."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--worlds", type=int, default=24)
-    parser.add_argument("--draws", type=int, default=400)
+    parser.add_argument("--worlds", type=int, default=16)
+    parser.add_argument("--draws", type=int, default=800)
     parser.add_argument("--count", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("docs/estimators.md"))
     given = parser.parse_args()
     lines = "\n".join(table(given.worlds, given.draws, given.count, given.seed))
     readings = "\n".join(searches(40, given.count, given.seed))
+    told = "\n".join(dangers(given.worlds, DANGER_DRAWS, given.count, given.seed))
     page = PAGE.format(
-        budgets=BUDGETS.format(count=given.count, items=8000, worlds=40, table=readings),
+        dangers=DANGERS_TEXT.format(worlds=given.worlds, draws=DANGER_DRAWS, table=told).strip(),
+        budgets=BUDGETS.format(count=given.count, items=8000, worlds=40, table=readings).strip(),
         command="python -m benchmarks.estimators",
         items=NUM_ITEMS,
         worlds=given.worlds,
