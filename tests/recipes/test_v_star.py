@@ -15,8 +15,10 @@ from rlkit.config import load
 from rlkit.errors import CheckpointError
 from rlkit.launch.run import run_recipe
 from rlkit.layers import shipped_recipes
-from rlkit.models.recommender import build_recommender
-from rlkit.recorder import read_metrics
+from rlkit.models.recommender import add_semantic_ids, build_recommender
+from rlkit.policy.tiny import tiny_model
+from rlkit.recorder import read_metrics, rollout_files
+from rlkit.store import read_trees
 from tests.catalogue.shop import ITEMS, write_shop
 
 RECIPES = shipped_recipes()
@@ -106,3 +108,17 @@ def test_every_ablation_trains(shop: Path, tmp_path: Path, overrides: list[str])
 def test_the_baseline_trains(shop: Path, tmp_path: Path) -> None:
     assert run_recipe(load(RECIPES / "sid_grpo.yaml", small(shop, tmp_path / "run"))) == 0
     assert (tmp_path / "run" / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_a_language_model_is_shown_titles_and_answers_with_semantic_ids(shop: Path, tmp_path: Path) -> None:
+    base = tiny_model(tmp_path / "base", layers=1, hidden=32)
+    add_semantic_ids(base, tmp_path / "grown", Catalogue.read(shop / "shop" / "items.jsonl.gz"))
+    overrides = [f"model.path={tmp_path / 'grown'}", "env.history=text", "env.separator=; ", "model.max_context=256"]
+    assert run_recipe(load(RECIPES / "v_star_cpu.yaml", [*small(shop, tmp_path / "run"), *overrides])) == 0
+    [first, *_] = read_trees(rollout_files(tmp_path / "run")[1])
+    assert "thing 10" in first.tree.nodes[0].text
+    assert {leaf.status for leaf in first.tree.leaves} == {"done"}
+    assert {leaf.answer for leaf in first.tree.leaves} <= set(
+        Catalogue.read(shop / "shop" / "items.jsonl.gz").sid_texts
+    )
