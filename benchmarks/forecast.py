@@ -156,13 +156,19 @@ def here() -> Iterator[Row]:
         for part, predicted in (
             ("generation", found.rollout_s),
             ("learner", found.train_s),
-            ("sync", found.sync_s),
-            ("step", found.step_s),
         ):
             yield Row(
                 group="this machine", what=f"rlkit, {p} + {c} x {g}, {part}", source="F", unit="s",
-                published=median(step[part][0] for step in steps), predicted=predicted, fit=part == "sync",
+                published=median(step[part][0] for step in steps), predicted=predicted,
             )  # fmt: skip
+    pushed = forecast(
+        Workload(model=SMOL, groups=1, group_size=1, prompt=1, completion=1, dtype_bytes=4, sharing="single"),
+        Fleet(device=CORE, count=2, per_node=2), ranks=1, workers=1, placement="disaggregated",
+    )  # fmt: skip
+    yield Row(
+        group="this machine", what="538 MB from one learner to one worker", source="I", unit="s", published=0.311,
+        predicted=pushed.sync_s, fit=True,
+    )  # fmt: skip
     for row in json.loads((RESULTS / "generate.json").read_text(encoding="utf-8"))["rows"]:
         p, g, c = row["prompt"], row["group"], row["completion"]
         work = Workload(
@@ -184,7 +190,6 @@ def here() -> Iterator[Row]:
     for part, published, predicted in (
         ("rollout", 7.0, found.rollout_s),
         ("learner", 8.6, found.train_s),
-        ("sync", 1.0, found.sync_s),
     ):
         yield Row(
             group="this machine", what=f"quickstart, {part}", source="H", unit="s", published=published,

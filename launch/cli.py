@@ -137,7 +137,7 @@ def _add_plan(commands: Any, found: dict[str, argparse.ArgumentParser]) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings that win over the file")
     parser.add_argument("--cluster", required=True, metavar="FLEET", help="8xH100, or 4x8xH100 for four nodes")
-    parser.add_argument("--model", metavar="SIZE", help="sizes of another model: 1.5b, 7b, 8b, 14b, 32b or 70b")
+    parser.add_argument("--model", metavar="SIZE", help="sizes of another model: 0.5b, 1.5b, 7b, 8b, 14b, 32b or 70b")
     parser.add_argument("--completion", type=float, metavar="TOKENS", help="mean sampled tokens of a trajectory")
     parser.add_argument("--prompt", type=float, metavar="TOKENS", help="tokens that a group shares")
     parser.add_argument("--spread", type=float, default=0.6, help="standard deviation / mean of completions (0.6)")

@@ -12,7 +12,7 @@ from statistics import median
 
 from rlkit.errors import RlkitError, nearest
 from rlkit.forecast.advice import RESERVE, Forecast, Workload, best, forecasts
-from rlkit.forecast.hardware import Fleet
+from rlkit.forecast.hardware import Device, Fleet
 from rlkit.forecast.roofline import ModelSize
 from rlkit.launch.explain import BYTES, ModelFacts, prompt_tokens
 from rlkit.models.pretrained import resolve_model
@@ -21,8 +21,9 @@ from rlkit.recorder import read_metrics
 
 __all__ = ["MODELS", "Assumed", "plan", "workload"]
 
-# Sizes from the models' public config.json: Qwen2.5-1.5B and 7B, Llama-3.1-8B, Qwen3-14B and 32B, Llama-3.1-70B.
+# Sizes from the models' public config.json: Qwen2.5-0.5B, 1.5B and 7B, Llama-3.1-8B, Qwen3-14B and 32B, Llama-3.1-70B.
 MODELS = {
+    "0.5b": ModelSize(parameters=0.494e9, layers=24, hidden=896, kv_width=256, vocabulary=151936),
     "1.5b": ModelSize(parameters=1.544e9, layers=28, hidden=1536, kv_width=512, vocabulary=151936),
     "7b": ModelSize(parameters=7.616e9, layers=28, hidden=3584, kv_width=1024, vocabulary=152064, tied=False),
     "8b": ModelSize(parameters=8.030e9, layers=32, hidden=4096, kv_width=2048, vocabulary=128256, tied=False),
@@ -30,6 +31,7 @@ MODELS = {
     "32b": ModelSize(parameters=32.76e9, layers=64, hidden=5120, kv_width=2048, vocabulary=151936, tied=False),
     "70b": ModelSize(parameters=70.55e9, layers=80, hidden=8192, kv_width=2048, vocabulary=128256, tied=False),
 }
+ERROR = "published steps took 1.1 to 1.7 times as long as predicted, mostly sampling (docs/planner_backtest.md)"
 SHOWN = 5
 """Splits in the table, besides the best."""
 
@@ -76,11 +78,12 @@ def plan(recipe: Recipe, fleet: Fleet, assumed: Assumed, run: Path | None = None
     if work.max_staleness and apart is not None:
         ages = ", ".join(f"{age}: {share:.0%}" for age, share in apart.staleness.items())
         lines += ["", f"staleness  {ages} of groups, in versions, with {apart.ranks} ranks and {apart.workers} workers"]
-    lines += ["", f"best       {_settings(chosen)}"]
+    lines += ["", f"best       {_settings(chosen, device)}"]
     per_s = work.samples / chosen.step_s
     lines.append(
         f"           {per_s:.3g} trajectories/s, {work.samples * work.completion / chosen.step_s:,.0f} sampled tokens/s"
     )
+    lines.append(f"error      {ERROR}")
     return "\n".join(lines)
 
 
@@ -177,8 +180,8 @@ def _row(one: Forecast, chosen: bool) -> tuple[str, ...]:
     )
 
 
-def _settings(one: Forecast) -> str:
-    share = 0.5 if one.placement == "colocated" else 1
+def _settings(one: Forecast, device: Device) -> str:
+    share = 0 if not device.gpu else 0.5 if one.placement == "colocated" else 1
     return (
         f"cluster.kind=ray cluster.placement={one.placement} cluster.learner_ranks={one.ranks} "
         f"cluster.rollout_workers={one.workers} cluster.gpus_per_learner_rank={share:g} "

@@ -6,22 +6,26 @@ seed draw the same training prompts in the same order, because draws are keyed b
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rlkit.config import Resolved, load
-from rlkit.errors import RecipeError, RlkitError
+from rlkit.errors import RecipeError, RlkitError, nearest
+from rlkit.launch.resumable import SHOWN, differences
 from rlkit.records import ScoredTree
-from rlkit.sweeps.grid import Arm, Grid, arms, load_grid
-from rlkit.sweeps.racing import Race
+from rlkit.sweeps.grid import Arm, Grid, load_grid, num_arms, probes, race
 from rlkit.sweeps.record import Evaluation, read_trials, trial_folder
 from rlkit.sweeps.report import standings, write_sweep_report
 
 __all__ = ["prompt_scores", "sweep"]
+
+FREE = ("cluster", "log", "name", "out", "seed")
+"""Sections that may differ when a sweep goes on; a trial's seed is the grid's."""
 
 
 def sweep(
@@ -30,20 +34,21 @@ def sweep(
     """Check every arm, run or go on, and print the standings and where the report lies."""
     grid = load_grid(grid_file)
     recipe = resolved.recipe
-    found = arms(grid) if grid.search == "grid" else []
-    for arm in found:  # before anything starts: a typo in the fortieth arm is found now
-        load(resolved.path, [*overrides, *arm.overrides])
-    if grid.reward is not None and grid.reward not in (names := [reward.name for reward in recipe.rewards]):
-        raise RecipeError("reward", f"'{grid.reward}' is no reward of the recipe; one of {', '.join(names)}")
-    every = recipe.train.eval_every or recipe.train.steps
-    if grid.stop != "none" and recipe.train.steps < 2 * every:
-        raise RecipeError("train.eval_every", f"{recipe.train.eval_every}: a sweep stops arms at evaluations between")
-    count = len(found) if grid.search == "grid" else grid.samples
-    per_trial = recipe.train.steps * recipe.rollout.groups_per_step * recipe.rollout.group_size
-    whole = count * len(grid.seeds) * per_trial  # of the recipe's own group sizes; arms may vary them
+    for arm in probes(grid):  # before anything starts: a typo in the fortieth arm is found now
+        rewards = [reward.name for reward in load(resolved.path, [*overrides, *arm.overrides]).recipe.rewards]
+        if grid.reward is not None and grid.reward not in rewards:
+            raise RecipeError("reward", f"'{grid.reward}' is no reward of {arm.name}{nearest(grid.reward, rewards)}")
+    steps, every = recipe.train.steps, recipe.train.eval_every or recipe.train.steps
+    if grid.stop != "none" and steps < 2 * every:
+        raise RecipeError(
+            "train.eval_every", f"{recipe.train.eval_every} of {steps} steps: arms are stopped at evaluations between"
+        )
+    count, per_step = num_arms(grid), recipe.rollout.groups_per_step * recipe.rollout.group_size
+    whole = count * len(grid.seeds) * steps * per_step  # of the recipe's own group sizes; arms may vary them
     if dry:
-        print("\n".join([*(arm.name for arm in found), f"{count} arms x {len(grid.seeds)} seeds, stop={grid.stop}"]))
-        print(f"{recipe.train.steps} steps each: at most {whole:,} trajectories")
+        names = [arm.name for arm in probes(grid)] if grid.search == "grid" else []
+        print("\n".join([*names, f"{count} arms x {len(grid.seeds)} seeds, search={grid.search}, stop={grid.stop}"]))
+        print(f"{steps} steps each: at most {whole:,} trajectories")
         return 0
     try:
         from rlkit.cluster.sweep import run_sweep
@@ -52,15 +57,19 @@ def sweep(
     from rlkit.lock import locked
 
     with locked(out):
-        _same_grid(grid_file, out)
-        objective = _objective(resolved.path.resolve(), tuple(overrides), grid)
+        _refuse_other_sweep(grid, resolved, out)
+        objective = _objective(resolved.path.resolve(), tuple(overrides), grid, every)
+        finished = False
         try:
             run_sweep(
-                grid, out, objective, recipe.cluster, steps=recipe.train.steps, every=every, concurrent=concurrent,
-                seed=recipe.seed,
-            )  # fmt: skip
+                grid, out, objective, recipe.cluster, steps=steps, every=every, concurrent=concurrent, seed=recipe.seed
+            )
+            finished = True
         finally:  # also of a sweep that was stopped, or of which trials failed
-            _conclude(grid, out, count, every, recipe.train.steps, whole, f"{recipe.name}: {grid_file.stem}")
+            _conclude(grid, out, every, steps, whole, f"{recipe.name}: {grid_file.stem}", finished)
+        if not read_trials(out):
+            what = f"'{grid.reward}'" if grid.reward else "a reward"
+            raise RlkitError(f"reward: no trial logged {what} for any held-out prompt; see the trials in {out}/trials")
     return 0
 
 
@@ -94,8 +103,8 @@ class _Watched:
             self._watch(step, trees)
 
 
-def _objective(recipe: Path, overrides: tuple[str, ...], grid: Grid) -> Any:
-    """What a trial's process runs."""
+def _objective(recipe: Path, overrides: tuple[str, ...], grid: Grid, every: int) -> Any:
+    """What a trial's process runs; it saves at least as often as it evaluates, so that it can go on from there."""
 
     def objective(arm: Arm, seed: int, out: Path, report: Callable[[Evaluation], None]) -> None:
         from rlkit.launch.resumable import refuse_other_recipe
@@ -105,6 +114,8 @@ def _objective(recipe: Path, overrides: tuple[str, ...], grid: Grid) -> Any:
 
         folder = trial_folder(out, arm.name, seed)
         fixed = [f"seed={seed}", f"out={folder}", "log.live=false", "log.tensorboard=false"]
+        saves = load(recipe, [*overrides, *arm.overrides]).recipe.train.checkpoint_every
+        fixed.append(f"train.checkpoint_every={min(saves or every, every)}")
         resolved = load(recipe, [*overrides, *arm.overrides, *fixed])
         rollout = resolved.recipe.rollout
         per_step = rollout.groups_per_step * rollout.group_size
@@ -122,33 +133,42 @@ def _objective(recipe: Path, overrides: tuple[str, ...], grid: Grid) -> Any:
     return objective
 
 
-def _same_grid(grid_file: Path, out: Path) -> None:
-    """A folder belongs to one grid: trials of another would be compared with these."""
-    kept, text = out / "grid.yaml", grid_file.read_text(encoding="utf-8")
-    if kept.exists() and kept.read_text(encoding="utf-8") != text:
-        raise RlkitError(f"--out: '{out}' holds a sweep of another grid ({kept}); choose another folder, or remove it")
-    kept.write_text(text, encoding="utf-8")
+def _refuse_other_sweep(grid: Grid, resolved: Resolved, out: Path) -> None:
+    """A folder belongs to one grid and one recipe: trials of others would be compared with these."""
+    recipe = {section: values for section, values in resolved.values.items() if section not in FREE}
+    mine = json.loads(json.dumps({"grid": asdict(grid), "recipe": recipe}))
+    kept = out / "sweep.json"
+    if not kept.exists():
+        kept.write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")
+    changed = differences(json.loads(kept.read_text(encoding="utf-8")), mine)
+    if changed:
+        lines = [f"{path}: {old} there, {new} here" for path, old, new in changed[:SHOWN]]
+        lines += [f"and {len(changed) - SHOWN} more"] * (len(changed) > SHOWN)
+        raise RlkitError(
+            f"--out: '{out}' holds another sweep ({'; '.join(lines)}); choose another folder, or remove it"
+        )
 
 
-def _conclude(grid: Grid, out: Path, count: int, every: int, steps: int, whole: int, title: str) -> None:
+def _conclude(grid: Grid, out: Path, every: int, steps: int, whole: int, title: str, finished: bool) -> None:
+    """Standings on the terminal and on the page."""
     found = read_trials(out)
     if not found:
         return
     dropped: dict[str, int] = {}
     if grid.stop == "race":
-        race = Race(
-            arms=count, looks=max(steps // every - grid.grace + 1, 1), seeds=len(grid.seeds), alpha=grid.alpha,
-            first=grid.grace * every,
-        )  # fmt: skip
+        judge = race(grid, steps=steps, every=every)
         for one in found:
-            race.report(one.arm, one.seed, one.step, one.scores)
-        dropped = race.dropped
-    ended = {one.arm: max(other.step for other in found if other.arm == one.arm) for one in found}
-    if grid.stop == "asha":
+            judge.report(one.arm, one.seed, one.step, one.scores)
+        dropped = judge.dropped
+    elif grid.stop == "asha" and finished:  # of a sweep that was stopped nobody knows which arms would have gone on
+        ended = {one.arm: one.step for one in found}  # by arm, seed and step: the last one wins
         dropped = {arm: step for arm, step in ended.items() if step < steps}
-    for row in standings(found, dropped, grid.alpha):
+    rows = standings(found, dropped, alpha=grid.alpha, arms=num_arms(grid))
+    for row in rows:
         gap = f"  {row.to_best.mean:+.3f} [{row.to_best.low:+.3f}, {row.to_best.high:+.3f}]" if row.to_best else ""
-        note = f"  stopped at step {row.dropped}" if row.dropped is not None else ""
-        print(f"{row.score:8.4f}  {row.arm}  step {row.step}, {row.samples:,} trajectories{gap}{note}")
-    page = write_sweep_report(out, found, dropped, title=title, full_samples=whole, alpha=grid.alpha)
+        print(f"{row.score:8.4f}  {row.arm}  step {row.step}, {row.samples:,} trajectories{gap}  {row.note(steps)}")
+    page = write_sweep_report(
+        out, rows, title=title, steps=steps, full_samples=whole, alpha=grid.alpha, prompts=len(found[0].scores),
+        seeds=len(grid.seeds),
+    )  # fmt: skip
     print(f"report: {page}")

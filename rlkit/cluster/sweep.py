@@ -21,7 +21,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from rlkit.errors import RecipeError, RlkitError
 from rlkit.placement import bundles, resources
 from rlkit.recipe import Cluster
-from rlkit.sweeps.grid import Arm, Grid, Range, arms, ranges
+from rlkit.sweeps.grid import Arm, Grid, Range, arms, race, ranges
 from rlkit.sweeps.racing import Race
 from rlkit.sweeps.record import Evaluation, append, read_trials
 
@@ -35,10 +35,10 @@ TUNE_NAME = "tune"
 class RaceScheduler(FIFOScheduler):
     """Ends the trials of an arm that `rlkit.sweeps.racing` finds beaten, each at its next evaluation."""
 
-    def __init__(self, sweep: Path, race: Callable[[], Race]) -> None:
-        """`race` makes an empty one; it is filled from the sweep's folder, also by a process that goes on."""
+    def __init__(self, sweep: Path, empty: Callable[[], Race]) -> None:
+        """`empty` makes a race; it is filled from the sweep's folder, also by a process that goes on."""
         super().__init__()
-        self.sweep, self.race = sweep, race
+        self.sweep, self.empty = sweep, empty
         self._running: Race | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -48,7 +48,7 @@ class RaceScheduler(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Continue, or stop a beaten one."""
         if self._running is None:
-            self._running = self.race()
+            self._running = self.empty()
             for old in read_trials(self.sweep):
                 self._running.report(old.arm, old.seed, old.step, old.scores)
         beaten = self._running.report(result["arm"], result["seed"], result["step"], json.loads(result["scores"]))
@@ -71,9 +71,10 @@ def run_sweep(
 
     `concurrent`: trials at a time; 0: as many as the cluster has room for. Raises `RlkitError` if a trial failed.
     """
-    folder = folder.resolve()
+    folder, home = folder.resolve(), Path.cwd()
 
     def trial(config: dict[str, Any]) -> None:
+        os.chdir(home)  # Tune went to a folder of its own, and a recipe's paths are relative to where it was started
         chosen = config.get("trial", config)  # a point of the grid, or what Optuna proposed
         one = Arm(settings=chosen["arm"])
 
@@ -133,18 +134,14 @@ def _tuner(
 
 
 def _scheduler(grid: Grid, folder: Path, steps: int, every: int) -> TrialScheduler:
-    first = grid.grace * every
     if grid.stop == "asha":
         return ASHAScheduler(
-            time_attr="step", max_t=max(steps, 1), grace_period=max(first, 1),
+            time_attr="step", max_t=max(steps, 1), grace_period=max(grid.grace * every, 1),
             reduction_factor=grid.reduction,
         )  # fmt: skip
     if grid.stop == "none":
         return FIFOScheduler()
-    count = grid.samples if grid.search == "optuna" else len(arms(grid))
-    looks = max(steps // every - grid.grace + 1, 1)
-    seeds, alpha = len(grid.seeds), grid.alpha
-    return RaceScheduler(folder, lambda: Race(arms=count, looks=looks, seeds=seeds, alpha=alpha, first=first))
+    return RaceScheduler(folder, lambda: race(grid, steps=steps, every=every))
 
 
 def _room(cluster: Cluster) -> Any:

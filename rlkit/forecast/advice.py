@@ -11,6 +11,7 @@ from rlkit.forecast.hardware import Fleet
 from rlkit.forecast.roofline import (
     ModelSize,
     decode_step_s,
+    gather_s,
     learner_bytes,
     prefill_s,
     reduce_s,
@@ -173,9 +174,11 @@ def forecast(
     )
     link, share = fleet.link(ranks), device.efficiency.link
     train += work.updates * reduce_s(4 * model.parameters, ranks, link, share)
-    # Beside each other, weights cross the device's own memory; else the slowest link, once.
+    # Beside each other, weights cross the device's own memory; else the slowest link, once. Shares are gathered before.
     way = device.bandwidth if placement == "colocated" else fleet.link(ranks + workers * engine_devices)
     sync = send_s(work.dtype_bytes * model.parameters, way, share)
+    if work.sharing in ("fsdp2", "zero3"):
+        sync += gather_s(work.dtype_bytes * model.parameters, ranks, link, share)
     step, staleness = rollout + score + train + sync, {0: 1.0}
     if placement == "disaggregated" and work.max_staleness:
         groups_each = max(work.slots // work.group_size, 1)

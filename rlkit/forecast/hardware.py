@@ -28,6 +28,8 @@ class Efficiency:
     """Of peak FLOP/s, by forward and backward."""
     link: float = 0.7
     """Of link bandwidth, by collectives."""
+    collective_s: float = 9e-6
+    """Of every all-reduce inside a decoding step, however small: vLLM's on H100s (planner_backtest.md, source J)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +48,8 @@ class Device:
     far_link: float = 50e9
     """To another node: one 400 Gb/s port, bytes/s."""
     efficiency: Efficiency = Efficiency()
+    gpu: bool = True
+    """Whether a recipe asks for it as a GPU."""
 
 
 def _gpu(name: str, tflops: float, tb_s: float, gb: float, link_gb_s: float, far_gb_s: float = 50) -> Device:
@@ -82,9 +86,10 @@ DEVICES = {
             flops=203e9,
             bandwidth=13e9,
             memory=12e9,
-            node_link=1e9,
+            node_link=13e9,  # processes of one node share its memory
             far_link=1e9,
-            efficiency=Efficiency(bandwidth=0.8, decode_overhead_s=0.075, prefill=0.62, training=0.62, link=0.032),
+            efficiency=Efficiency(bandwidth=0.8, decode_overhead_s=0.075, prefill=0.62, training=0.62, link=0.133),
+            gpu=False,
         ),
     )
 }

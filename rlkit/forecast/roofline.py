@@ -17,6 +17,7 @@ __all__ = [
     "ModelSize",
     "decode_step_s",
     "forward_flops",
+    "gather_s",
     "learner_bytes",
     "prefill_s",
     "reduce_s",
@@ -66,13 +67,18 @@ def decode_step_s(
 ) -> float:
     """Seconds to sample one token for each of `batch` sequences with `context` keys each, on `devices` together.
 
-    Memory: every weight once, every key and value once. Arithmetic: `forward_flops` with a scored position each.
+    Memory: every weight once, every key and value once. Arithmetic: `forward_flops` with a scored position each. Where
+    devices share a model, two all-reduces a layer (Shoeybi et al. 2019, arXiv:1909.08053, figure 4).
     """
     kv = batch * context * model.layers * model.kv_width
     efficiency = device.efficiency
     memory_s = dtype_bytes * (model.parameters + kv) / (device.bandwidth * efficiency.bandwidth * devices)
     compute_s = forward_flops(model, batch, batch, context) / (device.flops * efficiency.prefill * devices)
-    return max(memory_s, compute_s) + efficiency.decode_overhead_s
+    joint_s = 0.0
+    if devices > 1:
+        sums = reduce_s(batch * model.hidden * dtype_bytes, devices, device.node_link, efficiency.link)
+        joint_s = 2 * model.layers * (sums + efficiency.collective_s)
+    return max(memory_s, compute_s) + joint_s + efficiency.decode_overhead_s
 
 
 def prefill_s(model: ModelSize, device: Device, tokens: float, context: float, *, devices: int = 1) -> float:
@@ -114,6 +120,11 @@ def reduce_s(num_bytes: float, ranks: int, link: float, efficiency: float = 1.0)
 def send_s(num_bytes: float, link: float, efficiency: float = 1.0) -> float:
     """Seconds until all workers have the weights: a pipelined broadcast moves the bytes over each link once."""
     return num_bytes / (link * efficiency)
+
+
+def gather_s(num_bytes: float, ranks: int, link: float, efficiency: float = 1.0) -> float:
+    """Seconds until every rank has what all share: (k-1)/k of the bytes over the slowest link."""
+    return (ranks - 1) / ranks * num_bytes / (link * efficiency)
 
 
 def learner_bytes(

@@ -11,6 +11,7 @@ search: grid                            # or optuna, with ranges: {low: 1.0e-6, 
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,8 +21,9 @@ from typing import Any, Literal
 from rlkit.errors import RecipeError
 from rlkit.layers import read
 from rlkit.settings import above, at_least, build, join
+from rlkit.sweeps.racing import Race
 
-__all__ = ["Arm", "Grid", "Range", "arms", "load_grid", "ranges"]
+__all__ = ["Arm", "Grid", "Range", "arms", "load_grid", "num_arms", "probes", "race", "ranges"]
 
 SHARED = ("eval", "task", "seed", "out", "name", "log", "cluster", "base")
 """Sections that all arms have in common, or they could not be compared prompt by prompt."""
@@ -37,7 +39,7 @@ class Grid:
     seeds: tuple[int, ...] = (0,)
     """Each arm runs once with each."""
     reward: str | None = None
-    """Reward term that arms are compared by; null: the weighted total."""
+    """Reward that arms are compared by; null: the weighted total."""
     search: Literal["grid", "optuna"] = "grid"
     """All combinations, or as many as `samples` that Optuna proposes."""
     samples: int = 16
@@ -45,7 +47,7 @@ class Grid:
     stop: Literal["race", "asha", "none"] = "race"
     """What ends an arm early: being beaten prompt by prompt, its rank, or nothing."""
     alpha: float = 0.05
-    """race: chance that the best arm is ever dropped, over all looks and arms."""
+    """race: chance that any arm is dropped for one that is not better, over all looks and pairs."""
     grace: int = 1
     """Evaluations after the first one before an arm may be stopped."""
     reduction: int = 3
@@ -135,6 +137,30 @@ def arms(grid: Grid) -> list[Arm]:
     return [
         Arm(settings=dict(zip(grid.vary, values, strict=True))) for values in itertools.product(*grid.vary.values())
     ]
+
+
+def num_arms(grid: Grid) -> int:
+    """Arms that the sweep will have had when it ends."""
+    return grid.samples if grid.search == "optuna" else len(arms(grid))
+
+
+def probes(grid: Grid) -> list[Arm]:
+    """Arms that are tried before anything starts: all, or where Optuna proposes every value and both ends of ranges."""
+    if grid.search == "grid":
+        return arms(grid)
+    choices = {key: [v.low, v.high] if isinstance(v, Range) else v for key, v in ranges(grid).items()}
+    return [
+        Arm(settings={key: values[min(index, len(values) - 1)] for key, values in choices.items()})
+        for index in range(max(map(len, choices.values())))
+    ]
+
+
+def race(grid: Grid, *, steps: int, every: int) -> Race:
+    """An empty race; `steps` and `every`: training steps of a trial, and between its evaluations."""
+    looks = math.ceil(steps / every) - grid.grace + 1  # the last step is always evaluated
+    return Race(
+        arms=num_arms(grid), looks=max(looks, 1), seeds=len(grid.seeds), alpha=grid.alpha, first=grid.grace * every
+    )
 
 
 def _yaml(value: Any) -> str:

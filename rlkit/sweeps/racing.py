@@ -1,25 +1,24 @@
 """Racing: arms are compared on the same prompts, and one is out when its deficit is no accident.
 
 The unit is the prompt. Arm a and the leader answer the same prompts from the same seeds, so what differs between two
-prompts cancels:  d_i = score_a(i) - score_leader(i),  and a is dropped when the upper end of the interval of mean(d)
-is below 0. Maron and Moore 1997 (doi:10.1023/A:1006556606079) race with Hoeffding's bound on each score; differences
-have a smaller spread, and Student's interval uses the spread that is there.
+prompts cancels:  d_i = score_a(i) - score_leader(i),  scores averaged over seeds, and a is dropped when the upper end
+of the interval of mean(d) is below 0. Maron and Moore 1997 (doi:10.1023/A:1006556606079) race with Hoeffding's bound on
+each score; differences have a smaller spread, and Student's interval uses the spread that is there.
 
-The best arm can be dropped by any other one at any look, so each comparison gets alpha / (looks · (arms - 1))
-(Bonferroni): with probability 1 - alpha it is never dropped. That is about the arms as they are at each look; like
-every early stopping it cannot know whether a slow starter would have overtaken later.
+Any arm can be dropped for any other at any look, so each pair at each look gets alpha / (looks · arms·(arms - 1)/2)
+(Bonferroni): with probability 1 - alpha no arm is ever dropped for one that is not better. Better is said of the
+models as they are at that look, on prompts like these: an arm that starts slowly, or has bad luck with its seeds, stays
+dropped.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
-__all__ = ["Interval", "Race", "difference", "student_cdf", "student_quantile"]
-
-MIN_PROMPTS = 5
-"""Fewer differences decide nothing."""
+__all__ = ["Interval", "Race", "difference", "over_seeds", "pair_level", "student_cdf", "student_quantile"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +30,8 @@ class Interval:
     high: float
     n: int
     """Prompts behind it."""
+    unequal: int
+    """Those of them whose difference is not 0."""
 
 
 def difference(one: Mapping[str, float], other: Mapping[str, float], alpha: float) -> Interval:
@@ -39,18 +40,28 @@ def difference(one: Mapping[str, float], other: Mapping[str, float], alpha: floa
     Differences that are all equal have no spread to learn from: then the sign test decides, n equal signs having
     probability 2^(1-n), and until it does the interval reaches across 0.
     """
-    shared = sorted(one.keys() & other.keys())
-    values = [one[prompt] - other[prompt] for prompt in shared]
-    n = len(values)
+    values = [one[prompt] - other[prompt] for prompt in sorted(one.keys() & other.keys())]
+    n, unequal = len(values), sum(value != 0 for value in values)
     if n < 2:
-        return Interval(mean=values[0] if values else math.nan, low=-math.inf, high=math.inf, n=n)
+        return Interval(mean=values[0] if n else math.nan, low=-math.inf, high=math.inf, n=n, unequal=unequal)
     mean = math.fsum(values) / n
     spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
     if spread <= 1e-12 * max(abs(mean), 1.0):
         half = 0.0 if 2.0 ** (1 - n) <= alpha else math.inf
     else:
         half = student_quantile(1 - alpha / 2, n - 1) * spread / math.sqrt(n)
-    return Interval(mean=mean, low=mean - half, high=mean + half, n=n)
+    return Interval(mean=mean, low=mean - half, high=mean + half, n=n, unequal=unequal)
+
+
+def over_seeds(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of every prompt that all seeds have scored: two seeds of one prompt are not two prompts."""
+    shared = set.intersection(*(set(one) for one in scores)) if scores else set()
+    return {prompt: math.fsum(one[prompt] for one in scores) / len(scores) for prompt in sorted(shared)}
+
+
+def pair_level(alpha: float, arms: int, looks: int = 1) -> float:
+    """Error that one pair may make at one look, so that all of them together make `alpha`."""
+    return alpha / max(looks * arms * (arms - 1) // 2, 1)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -68,44 +79,46 @@ class Race:
     """Steps before this one are not judged."""
     dropped: dict[str, int] = field(default_factory=dict)
     """Arm -> step at which it was beaten."""
-    _scores: dict[str, dict[int, dict[int, Mapping[str, float]]]] = field(default_factory=dict)
-    """Arm -> step -> seed -> prompt -> score."""
+    _reported: dict[tuple[str, int], dict[int, Mapping[str, float]]] = field(default_factory=dict)
+    """(arm, step) -> seed -> prompt -> score."""
+    _complete: dict[int, dict[str, dict[str, float]]] = field(default_factory=dict)
+    """Step -> arm with all its seeds there -> prompt -> mean score."""
 
     @property
     def level(self) -> float:
         """Error that one comparison may make."""
-        return self.alpha / max(self.looks * (self.arms - 1), 1)
+        return pair_level(self.alpha, self.arms, self.looks)
 
     def report(self, arm: str, seed: int, step: int, scores: Mapping[str, float]) -> set[str]:
         """Take an evaluation; returns the arms that are beaten by now, newly or before."""
-        self._scores.setdefault(arm, {}).setdefault(step, {})[seed] = scores
-        for other in self._scores:
-            if other not in self.dropped:
-                self._judge(other)
+        by_seed = self._reported.setdefault((arm, step), {})
+        by_seed[seed] = scores
+        if len(by_seed) == self.seeds and (means := over_seeds(list(by_seed.values()))):
+            self._complete.setdefault(step, {})[arm] = means
+            self._judge(step)
         return set(self.dropped)
 
     def leader(self, step: int) -> str | None:
         """Best mean at this step among arms that are still in the race and have all their seeds there."""
-        found = {arm: self._at(arm, step) for arm in self._scores if arm not in self.dropped}
-        means = {arm: math.fsum(scores.values()) / len(scores) for arm, scores in found.items() if scores}
-        return max(means, key=lambda arm: means[arm], default=None)
+        found = {arm: scores for arm, scores in self._complete.get(step, {}).items() if arm not in self.dropped}
+        return max(found, key=lambda arm: math.fsum(found[arm].values()) / len(found[arm]), default=None)
 
-    def _at(self, arm: str, step: int) -> dict[str, float]:
-        """Every seed's scores, prompts told apart by seed; empty until all seeds are there."""
-        by_seed = self._scores[arm].get(step, {})
-        if len(by_seed) < self.seeds:
-            return {}
-        return {f"{seed}:{prompt}": score for seed, scores in by_seed.items() for prompt, score in scores.items()}
+    def _judge(self, step: int) -> None:
+        """Everyone whose latest complete step this is, against whoever leads there.
 
-    def _judge(self, arm: str) -> None:
-        """At the latest complete step of the arm; whoever leads there is never judged against itself."""
-        step = max((step for step in self._scores[arm] if step >= self.first and self._at(arm, step)), default=None)
-        leader = self.leader(step) if step is not None else None
-        if step is None or leader is None or leader == arm:
+        Student's tails are too thin where few differences are not 0, so these must also be enough to convince by their
+        signs: k fair coins all fall alike with probability 2^(1-k).
+        """
+        leader = self.leader(step)
+        if step < self.first or leader is None:
             return
-        found = difference(self._at(arm, step), self._at(leader, step), self.level)
-        if found.n >= MIN_PROMPTS and found.high < 0:
-            self.dropped[arm] = step
+        here = self._complete[step]
+        for arm in here.keys() - self.dropped.keys() - {leader}:
+            if any(later > step and arm in arms for later, arms in self._complete.items()):
+                continue
+            found = difference(here[arm], here[leader], self.level)
+            if found.high < 0 and 2.0 ** (1 - found.unequal) <= self.level:
+                self.dropped[arm] = step
 
 
 def student_cdf(t: float, degrees: int) -> float:
@@ -114,6 +127,7 @@ def student_cdf(t: float, degrees: int) -> float:
     return 1 - tail if t > 0 else tail
 
 
+@lru_cache(maxsize=256)
 def student_quantile(probability: float, degrees: int) -> float:
     """t with `student_cdf(t) = probability`, by bisection; `probability` in (0, 1)."""
     if not 0 < probability < 1 or degrees < 1:

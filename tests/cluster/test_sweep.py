@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,12 +22,13 @@ from rlkit.launch.cli import main  # noqa: E402
 from rlkit.policy.tiny import tiny_model  # noqa: E402
 from rlkit.recipe import Cluster  # noqa: E402
 from rlkit.sweeps.grid import Arm, Grid  # noqa: E402
-from rlkit.sweeps.record import Evaluation, read_trials  # noqa: E402
+from rlkit.sweeps.record import Evaluation, read_trials, trial_folder  # noqa: E402
 
 LONG = pytest.mark.skipif(os.environ.get("RLKIT_LONG") != "1", reason="a minute or two on two cores; RLKIT_LONG=1")
 pytestmark = [pytest.mark.ray, pytest.mark.slow, LONG]
 ROOT = Path(__file__).parents[2]
 STEPS = 5
+BEST = 0.9
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,8 +46,9 @@ def objective(arm: Arm, seed: int, out: Path, report: Callable[[Evaluation], Non
         raise ValueError("no such luck")
     level = float(arm.settings["optim.lr"])
     for step in range(STEPS + 1):
-        if (out / "slow").exists():
-            time.sleep(1.0)  # a step takes longer than a decision
+        if (out / "side_by_side").exists() and level != BEST:  # however slow the machine: never ahead of the best arm
+            while sum(one.arm == f"lr={BEST}" and one.step == step for one in read_trials(out)) < 2:
+                time.sleep(0.2)
         scores = {str(i): level * step / STEPS + 0.01 * ((7 * i + 3 * step + seed) % 5) + i for i in range(20)}
         report(Evaluation(arm=arm.name, seed=seed, step=step, samples=10 * step, scores=scores))
 
@@ -62,11 +67,11 @@ LOCAL = Cluster()
 
 
 def test_a_planted_better_arm_is_found_with_clearly_fewer_samples_than_a_fixed_grid(tmp_path: Path) -> None:
-    grid = Grid(vary={"optim.lr": [0.1, 0.2, 0.9, 0.3, 0.15]}, seeds=(0, 1))
-    (tmp_path / "slow").touch()
-    run_sweep(grid, tmp_path, objective, LOCAL, steps=STEPS, every=1)  # all side by side
+    grid = Grid(vary={"optim.lr": [0.1, 0.2, BEST, 0.3]}, seeds=(0, 1))
+    (tmp_path / "side_by_side").touch()
+    run_sweep(grid, tmp_path, objective, LOCAL, steps=STEPS, every=1)
     used = samples(tmp_path)
-    assert max(used, key=lambda arm: used[arm]) == "lr=0.9" and used["lr=0.9"] == 2 * 10 * STEPS
+    assert max(used, key=lambda arm: used[arm]) == f"lr={BEST}" and used[f"lr={BEST}"] == 2 * 10 * STEPS
     assert sum(used.values()) <= 0.8 * len(used) * 2 * 10 * STEPS
 
 
@@ -118,6 +123,34 @@ def test_a_real_recipe_is_swept_and_ends_with_a_page(
         lines = (out / f"trials/{arm}/seed_0/ledger.jsonl").read_text().splitlines()
         draws.append([json.loads(line)["task"] for line in lines if "task" in line])
     assert draws[0] == draws[1] and draws[0]  # the same training prompts in the same order
-    (tmp_path / "rates.yaml").write_text("vary: {optim.lr: [1.0e-2]}\nstop: none\n")
+    (tmp_path / "rates.yaml").write_text("vary: {optim.lr: [1.0e-2]}\nreward: f1\nstop: none\n")
     assert main([*arguments]) == 2
-    assert "holds a sweep of another grid" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "holds another sweep (grid.vary.optim.lr[0]: 0.0001 there, 0.01 here" in message
+
+
+def steps_of(sweep: Path, arm: str) -> list[int]:
+    file = trial_folder(sweep, arm, 0) / "evaluations.jsonl"
+    return [json.loads(line)["step"] for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def test_a_killed_sweep_goes_on_with_what_is_left(tmp_path: Path) -> None:
+    """SIGKILL while the second of two arms is half way: the first is not run again, the second not from its start."""
+    tiny_model(tmp_path / "runs/tiny-model")  # as the recipe names it, relative to where the sweep is started
+    out = tmp_path / "runs/sweeps/rates"
+    (tmp_path / "rates.yaml").write_text("vary: {optim.lr: [1.0e-4, 1.0e-3]}\nstop: none\n")
+    settings = ["train.steps=12", "train.checkpoint_every=0"]
+    command = [sys.executable, "-m", "rlkit", "sweep", str(ROOT / "recipes/tiny.yaml"), "rates.yaml", *settings]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    first = subprocess.Popen([*command, "--concurrent", "1"], cwd=tmp_path, env=env, start_new_session=True)
+    while len(steps_of(out, "lr=0.001")) < 5 and first.poll() is None:
+        time.sleep(0.02)
+    os.kill(first.pid, signal.SIGKILL)
+    assert first.wait() == -signal.SIGKILL
+    before = len(steps_of(out, "lr=0.001"))
+    assert before < 13
+    assert subprocess.run(command, cwd=tmp_path, env=env, check=False).returncode == 0
+    assert steps_of(out, "lr=0.0001") == list(range(13))
+    done = steps_of(out, "lr=0.001")
+    assert done[:5] == list(range(5)) and sorted(set(done)) == list(range(13))
+    assert len(done) <= 13 + 2  # a step that was evaluated when the kill came, and had not been saved

@@ -14,6 +14,7 @@ from rlkit.forecast.roofline import (
     ModelSize,
     decode_step_s,
     forward_flops,
+    gather_s,
     learner_bytes,
     prefill_s,
     reduce_s,
@@ -25,7 +26,7 @@ from rlkit.forecast.simulation import decode, lengths, overlap
 
 # 1000 parameters, of which embedding and head are the same 10 x 20; 2 layers of width 10, 4 numbers of keys and values
 MODEL = ModelSize(parameters=1000, layers=2, hidden=10, kv_width=4, vocabulary=20)
-EXACT = Efficiency(bandwidth=1, decode_overhead_s=0, prefill=1, training=1, link=1)
+EXACT = Efficiency(bandwidth=1, decode_overhead_s=0, prefill=1, training=1, link=1, collective_s=0)
 DEVICE = Device(name="toy", flops=1e6, bandwidth=1e4, memory=1e5, node_link=100, far_link=10, efficiency=EXACT)
 
 
@@ -44,12 +45,15 @@ def test_decoding_takes_the_longer_of_memory_and_arithmetic() -> None:
     assert decode_step_s(MODEL, DEVICE, 1, 5) == pytest.approx(0.208)
     # 200 sequences without context: 2000 bytes = 0.2 s, but 200·2000 FLOP = 0.4 s
     assert decode_step_s(MODEL, DEVICE, 200, 0) == pytest.approx(0.4)
-    assert decode_step_s(MODEL, DEVICE, 200, 0, devices=2) == pytest.approx(0.2)
+    # on two devices half of that, and 2 all-reduces in each of 2 layers: 200·10·2 bytes, 2·1/2 of them at 100/s
+    assert decode_step_s(MODEL, DEVICE, 200, 0, devices=2) == pytest.approx(0.2 + 4 * 40)
 
 
 def test_what_no_data_sheet_says_slows_decoding_down() -> None:
     slow = dataclasses.replace(DEVICE, efficiency=dataclasses.replace(EXACT, bandwidth=0.5, decode_overhead_s=0.1))
     assert decode_step_s(MODEL, slow, 1, 5) == pytest.approx(0.208 / 0.5 + 0.1)
+    late = dataclasses.replace(DEVICE, node_link=1e9, efficiency=dataclasses.replace(EXACT, collective_s=0.01))
+    assert decode_step_s(MODEL, late, 1, 5, devices=2) == pytest.approx(0.104 + 4 * 0.01)
 
 
 def test_prefill_scores_nothing() -> None:
@@ -66,6 +70,7 @@ def test_links() -> None:
     assert send_s(1000, 100) == 10
     assert reduce_s(1000, 4, 100) == pytest.approx(15)  # 2 · 3/4 · 1000 / 100
     assert reduce_s(1000, 1, 100) == 0
+    assert gather_s(1000, 4, 100) == pytest.approx(7.5)  # 3/4 · 1000 / 100
     fleet = Fleet(device=DEVICE, count=16, per_node=8)
     assert (fleet.link(8), fleet.link(9)) == (100, 10)
 
@@ -155,6 +160,11 @@ def test_a_colocated_step_is_the_sum_of_its_parts() -> None:
     assert found.rollout_s == pytest.approx(sampling)
     assert found.train_s == pytest.approx(3 * forward_flops(MODEL, 80, 40, 12.5) / 1e6 + 2.8)
     assert found.sync_s == pytest.approx(2000 / 1e4)
+    shared = forecast(
+        dataclasses.replace(WORK, sharing="fsdp2"), Fleet(device=DEVICE, count=2, per_node=2), ranks=2, workers=2,
+        placement="colocated",
+    )  # fmt: skip
+    assert shared.sync_s == pytest.approx(2000 / 1e4 + 1000 / 100)  # the other half comes over the link first
     assert found.step_s == pytest.approx(found.rollout_s + found.train_s + found.sync_s)
     # a rank: 16000 + a row; worker: 2·(1000 + (8·5 + 4·10)·8)
     assert found.worker_bytes == 2 * (1000 + 80 * 8)

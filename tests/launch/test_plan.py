@@ -52,8 +52,14 @@ def test_a_plan_ends_with_settings_that_a_recipe_takes(capsys: pytest.CaptureFix
     (advice,) = (line for line in text.splitlines() if line.startswith("best"))
     chosen = load(recipe, [*settings, *advice.split()[1:]]).recipe.cluster
     assert chosen.learner_ranks + chosen.rollout_workers >= 8
+    assert (chosen.gpus_per_learner_rank, chosen.gpus_per_rollout_worker) in ((0.5, 0.5), (1, 1))
     (ages,) = (line for line in text.splitlines() if line.startswith("staleness"))
     assert "versions" in ages
+    assert main(["plan", recipe, "--cluster", "2xcpu", *arguments[2:], *settings, "model.dtype=float32"]) == 0
+    assert "nothing fits" in capsys.readouterr().out  # 8 billion parameters in 24 GB
+    small = ["--cluster", "2xcpu", "--model", "0.5b", "--prompt", "300", "--completion", "90"]
+    assert main(["plan", recipe, *small]) == 0
+    assert "cluster.gpus_per_learner_rank=0 cluster.gpus_per_rollout_worker=0" in capsys.readouterr().out
 
 
 def test_a_model_that_fits_nowhere_is_said_with_what_would_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,7 +74,7 @@ def test_a_model_that_fits_nowhere_is_said_with_what_would_help(capsys: pytest.C
         (["--cluster", "8xH10"], "error: --cluster: unknown device 'H10'; did you mean 'H100'?"),
         (
             ["--cluster", "8xH100", "--model", "9b"],
-            "error: --model: unknown size '9b'; one of 1.5b, 14b, 32b, 70b, 7b, 8b",
+            "error: --model: unknown size '9b'; one of 0.5b, 1.5b, 14b, 32b, 70b, 7b, 8b",
         ),
         (["--cluster", "8xH100"], "error: model.path: 'runs/tiny-model' is no prepared name"),
     ],

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 
 from rlkit.errors import RecipeError
-from rlkit.sweeps.grid import Arm, Range, arms, load_grid, ranges
+from rlkit.sweeps.grid import Arm, Range, arms, load_grid, num_arms, probes, race, ranges
 from rlkit.sweeps.record import Evaluation, append, read_trials, trial_folder
 from rlkit.sweeps.report import standings, write_sweep_report
 
@@ -35,6 +36,16 @@ def test_ranges_are_for_optuna(tmp_path: Path) -> None:
         )
     )
     assert ranges(found) == {"optim.lr": Range(low=1e-6, high=1e-4, log=True), "optim.minibatches": [1, 2]}
+    assert num_arms(found) == 16
+    # what is tried before anything starts: both ends of the range, every value
+    assert [list(arm.settings.values()) for arm in probes(found)] == [[1e-6, 1], [1e-4, 2]]
+
+
+def test_a_race_counts_the_looks_that_a_trial_has(tmp_path: Path) -> None:
+    found = load_grid(grid(tmp_path, "vary: {optim.lr: [1, 2, 3]}\nseeds: [0, 1]\ngrace: 2"))
+    # evaluated after 3, 6, 9 and 10 steps; the first look is at 6
+    empty = race(found, steps=10, every=3)
+    assert (empty.arms, empty.looks, empty.seeds, empty.first) == (3, 3, 2, 6)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +65,9 @@ def test_ranges_are_for_optuna(tmp_path: Path) -> None:
             "stop: 'rase' (str) is not one of race, asha, none; did you mean 'race'?",
         ),
         ("seeds: [1]", "vary: missing"),
+        ("", "vary: missing; write vary: {optim.lr: [1.0e-6, 1.0e-5]}"),
+        ("vary: {}", "vary: missing"),
+        ("vary: {optim.lr: []}", "vary.optim.lr: [] is not a list of different values"),
         ("very: {}", "very: unknown setting; did you mean 'vary'?"),
     ],
 )
@@ -86,14 +100,27 @@ FOUND = [
 def test_standings_compare_prompt_by_prompt_at_the_latest_step_both_have() -> None:
     best, beaten = standings(FOUND, {"slow": 5})
     assert (best.arm, best.step, best.score, best.samples, best.to_best) == ("good", 10, 0.8, 160, None)
-    # (0.2 - 0.4) + (0.3 - 0.6) + (0.2 - 0.4) + (0.1 - 0.6), over 4
+    # (0.2 - 0.4) + (0.3 - 0.6) + (0.2 - 0.4) + (0.1 - 0.6), over 4; on two prompts
     assert beaten.to_best is not None and beaten.to_best.mean == pytest.approx(-0.3)
-    assert beaten.to_best.n == 4 and beaten.samples == 80 and beaten.dropped == 5
+    assert beaten.to_best.n == 2 and beaten.samples == 80 and beaten.dropped == 5
     assert best.curve == ((5, 0.5), (10, 0.8))
+    assert [row.note(10) for row in (best, beaten)] == ["best", "stopped at step 5"]
+    assert [row.note(10) for row in standings(FOUND, {})] == ["best", "at step 5 of 10"]  # interrupted, not stopped
+    assert standings(FOUND, {"slow": 5})[1].note(5) == "beaten"  # at its end already
+
+
+def test_intervals_hold_together_so_they_widen_with_the_number_of_arms() -> None:
+    two, ten = (standings(FOUND, {}, arms=arms)[1].to_best for arms in (2, 10))
+    # one degree of freedom is Cauchy: tan(pi/2 · (1 - level)) · 0.1 · sqrt(1/2) / sqrt 2, differences -0.2 and -0.4
+    assert two is not None and ten is not None
+    assert two.high - two.mean == pytest.approx(math.tan(math.pi / 2 * 0.95) * 0.1, rel=1e-6)
+    assert ten.high - ten.mean == pytest.approx(math.tan(math.pi / 2 * (1 - 0.05 / 45)) * 0.1, rel=1e-6)
 
 
 def test_the_page_says_what_was_saved_and_escapes_names(tmp_path: Path) -> None:
-    page = write_sweep_report(tmp_path, FOUND, {"slow": 5}, title="<a>", full_samples=320, alpha=0.05)
+    rows = standings(FOUND, {"slow": 5})
+    page = write_sweep_report(tmp_path, rows, title="<a>", steps=10, full_samples=320, alpha=0.05, prompts=2, seeds=2)
     text = page.read_text()
-    assert "2 arms, 240 trajectories of the 320" in text and "(75%)" in text
+    assert "<b>good</b> leads with 0.800" in text
+    assert "240 trajectories, 75% of the 320" in text and "2 arms · 2 seeds each · 2 held-out prompts" in text
     assert "stopped at step 5" in text and "<a>" not in text and text.count("<polyline") == 2

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from rlkit.sweeps.racing import Race, difference, student_cdf, student_quantile
+from rlkit.sweeps.racing import Race, difference, over_seeds, pair_level, student_cdf, student_quantile
 
 
 def test_students_distribution_is_the_one_of_the_tables() -> None:
@@ -33,7 +33,7 @@ def test_the_interval_of_paired_differences_by_hand() -> None:
     one = {"a": 1.0, "b": 0.0, "c": 1.0, "d": 1.0}
     other = {"a": 0.0, "b": 0.0, "c": 1.0, "d": 0.0, "e": 1.0}
     found = difference(one, other, 0.05)
-    assert (found.mean, found.n) == (0.5, 4)
+    assert (found.mean, found.n, found.unequal) == (0.5, 4, 2)
     assert found.high - found.mean == pytest.approx(3.1824 * math.sqrt(1 / 3) / 2, rel=1e-4)
     assert found.low == pytest.approx(1 - found.high)
 
@@ -59,7 +59,7 @@ def scores(mean: float, n: int = 40, seed: int = 0) -> dict[str, float]:
 
 def test_a_beaten_arm_is_dropped_once_and_the_leader_never() -> None:
     race = Race(arms=3, looks=2, alpha=0.05)
-    assert race.level == pytest.approx(0.05 / 4)
+    assert race.level == pytest.approx(0.05 / (2 * 3))  # two looks at three pairs
     assert race.report("good", 0, 10, scores(0.8)) == set()
     assert race.report("bad", 0, 10, scores(0.2, seed=1)) == {"bad"}
     assert race.report("alike", 0, 10, scores(0.8, seed=2)) == {"bad"}
@@ -77,49 +77,92 @@ def test_an_arm_is_judged_when_all_its_seeds_are_there_and_not_before_the_first_
     assert race.report("bad", 1, 10, scores(0.1)) == {"bad"}
 
 
-def planted(seed: int, arms: int = 12, rungs: int = 8, prompts: int = 48, gap: float = 0.12) -> tuple[str, int, str]:
-    """A race of learning curves, one planted better arm: (winner, rungs run, what a fixed grid of that size picks).
+def test_seeds_are_averaged_because_two_seeds_of_one_prompt_are_not_two_prompts() -> None:
+    assert over_seeds([{"a": 1.0, "b": 0.0, "c": 1.0}, {"a": 0.0, "b": 0.0}]) == {"a": 0.5, "b": 0.0}
+    race = Race(arms=2, looks=1, seeds=2)
+    for seed in (0, 1):  # 5 prompts differ alike: 2^-4 is not below 0.05, and counting each of them twice would be
+        race.report("good", seed, 1, {str(i): 1.0 for i in range(5)})
+        race.report("bad", seed, 1, {str(i): 0.1 * i * (1 + seed) for i in range(5)})
+    assert not race.dropped
 
-    Score of a prompt: 0/1 with the arm's success rate, prompts of different difficulty shared by all arms.
+
+def test_few_unequal_prompts_do_not_decide_whatever_student_says() -> None:
+    # 5 of 40 prompts fell: Student's upper end is -0.125 + 2.023 · 0.3349 / sqrt(40) = -0.018, but 2^-4 > 0.05
+    def fallen(count: int) -> dict[str, float]:
+        return {str(i): float(i >= count) for i in range(40)}
+
+    assert difference(fallen(5), fallen(0), 0.05).high == pytest.approx(-0.018, abs=1e-3)
+    for count, dropped in ((5, {}), (8, {"bad": 1})):
+        race = Race(arms=2, looks=1, alpha=0.05)
+        race.report("good", 0, 1, fallen(0))
+        race.report("bad", 0, 1, fallen(count))
+        assert race.dropped == dropped
+
+
+ARMS, RUNGS, PROMPTS = 12, 8, 160
+TRAINED, EVALUATED = 3200, 4 * PROMPTS
+"""Trajectories of an arm: trained on from one rung to the next, and sampled for one evaluation."""
+ALPHA = 0.05
+
+
+def evaluations(seed: int, best: float) -> list[dict[str, dict[str, float]]]:
+    """Per rung: arm -> prompt -> mean of four answers that are right or wrong, prompts of different difficulty.
+
+    Success rates rise as 1 - 2^(-rung/2) towards 0.35 to 0.5, those of arm 3 towards `best` above that.
     """
     rng = np.random.default_rng(seed)
-    final = {f"arm{i}": 0.45 + 0.05 * float(rng.random()) for i in range(arms)}
-    final["arm3"] = 0.5 + gap
-    difficulty = rng.normal(0, 0.25, prompts)
-
-    def evaluation(arm: str, rung: int) -> dict[str, float]:
-        rate = final[arm] * (1 - 0.5 ** (2 * rung)) + difficulty
-        draws = rng.random((prompts, 4)) < np.clip(rate, 0.02, 0.98)[:, None]  # four samples of each prompt
-        return {str(i): float(score) for i, score in enumerate(draws.mean(axis=1))}
-
-    race, run = Race(arms=arms, looks=rungs, alpha=0.1, first=1), 0
-    for rung in range(1, rungs + 1):
-        for arm in final:
-            if arm not in race.dropped:
-                run += 1
-                race.report(arm, 0, rung, evaluation(arm, rung))
-    winner = race.leader(rungs)
-    assert winner is not None
-    # a grid with the same samples: every arm trains for the same, smaller number of rungs
-    short = max(run // arms, 1)
-    means = {arm: float(np.mean(list(evaluation(arm, short).values()))) for arm in final}
-    return winner, run, max(means, key=lambda arm: means[arm])
+    final = {f"arm{i}": 0.35 + 0.15 * float(rng.random()) for i in range(ARMS)}
+    final["arm3"] = 0.5 + best
+    difficulty = rng.normal(0, 0.2, PROMPTS)
+    rungs = []
+    for rung in range(1, RUNGS + 1):
+        here = {}
+        for arm, rate in final.items():
+            right = rng.binomial(4, np.clip(rate * (1 - 0.5 ** (rung / 2)) + difficulty, 0.02, 0.98)) / 4
+            here[arm] = {str(i): float(score) for i, score in enumerate(right)}
+        rungs.append(here)
+    return rungs
 
 
-def test_a_planted_better_arm_is_found_with_clearly_fewer_samples_than_a_fixed_grid() -> None:
-    trials = [planted(seed) for seed in range(40)]
-    found = sum(winner == "arm3" for winner, _, _ in trials)
-    used = sum(run for _, run, _ in trials) / (40 * 12 * 8)
-    assert found >= 36
-    assert used <= 0.75  # of the grid that runs every arm to its end
+def raced(rungs: list[dict[str, dict[str, float]]]) -> tuple[bool, int]:
+    """(arm 3 beat all others, trajectories); whoever is in the race trains on, the winner to its end."""
+    race, used = Race(arms=ARMS, looks=RUNGS, alpha=ALPHA, first=1), 0
+    for rung, here in enumerate(rungs, start=1):
+        running = sorted(here.keys() - race.dropped.keys())
+        used += len(running) * (TRAINED + EVALUATED)
+        for arm in running:
+            race.report(arm, 0, rung, here[arm])
+    return here.keys() - race.dropped.keys() == {"arm3"}, used
 
 
-def test_equal_arms_are_rarely_dropped() -> None:
-    """The best of equal arms is any of them: each is dropped at most as often as alpha allows."""
-    dropped = 0
+def fixed(rungs: list[dict[str, dict[str, float]]], length: int) -> tuple[bool, int]:
+    """The same of a grid: every arm for `length` rungs, one evaluation at the end, the same alpha for one look."""
+    here, level = rungs[length - 1], pair_level(ALPHA, ARMS)
+    beaten = [difference(scores, here["arm3"], level).high < 0 for arm, scores in here.items() if arm != "arm3"]
+    return all(beaten), ARMS * (length * TRAINED + EVALUATED)
+
+
+def test_a_planted_better_arm_is_found_with_clearly_fewer_samples_than_a_fixed_grid_of_the_same_confidence() -> None:
+    """The grid may even choose its length in hindsight: the shortest that finds the arm as often as the race does."""
+    seeds = [evaluations(seed, best=0.15) for seed in range(30)]
+    races = [raced(rungs) for rungs in seeds]
+    found, used = (sum(column) / len(seeds) for column in zip(*races, strict=True))
+    assert found >= 0.9
+    lengths = [length for length in range(1, RUNGS + 1) if np.mean([fixed(r, length)[0] for r in seeds]) >= found]
+    whole = fixed(seeds[0], min(lengths, default=RUNGS))[1]
+    assert used <= 0.55 * whole
+
+
+@pytest.mark.parametrize("success", [0.4, 0.05])
+def test_where_no_arm_is_better_hardly_any_is_dropped_however_often_one_looks(success: float) -> None:
+    """Six equal arms, eight looks with fresh noise each, one answer a prompt: alpha bounds a drop of any of them."""
+    raced_wrongly = 0
     for seed in range(100):
-        race = Race(arms=4, looks=1, alpha=0.05)
-        for arm in range(4):
-            race.report(str(arm), 0, 1, scores(0.5, n=30, seed=1000 * seed + arm))
-        dropped += "0" in race.dropped
-    assert dropped <= 8
+        rng = np.random.default_rng(seed)
+        rates = np.clip(success + rng.normal(0, 0.2, 60), 0.01, 0.99)
+        race = Race(arms=6, looks=8, alpha=0.05, first=1)
+        for look in range(1, 9):
+            for arm in range(6):
+                race.report(str(arm), 0, look, {str(i): float(x) for i, x in enumerate(rng.random(60) < rates)})
+        raced_wrongly += bool(race.dropped)
+    assert raced_wrongly <= 9  # of 100 at 0.05: more has probability 0.03
