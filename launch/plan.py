@@ -11,9 +11,9 @@ from pathlib import Path
 from statistics import median
 
 from rlkit.errors import RlkitError, nearest
-from rlkit.forecast.advice import RESERVE, Forecast, Workload, best, forecasts
+from rlkit.forecast.advice import Forecast, Workload, best, forecasts
 from rlkit.forecast.hardware import Device, Fleet
-from rlkit.forecast.roofline import ModelSize
+from rlkit.forecast.roofline import ModelSize, adapter_parameters
 from rlkit.launch.explain import BYTES, ModelFacts, prompt_tokens
 from rlkit.models.pretrained import resolve_model
 from rlkit.recipe import Recipe
@@ -68,10 +68,11 @@ def plan(recipe: Recipe, fleet: Fleet, assumed: Assumed, run: Path | None = None
         *("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows),
     ]
     if chosen is None:
-        least, usable = min(max(one.learner_bytes, one.worker_bytes) for one in found), RESERVE * device.memory
+        least = min(found, key=lambda one: one.needed)
         lines.append(
-            f"\nnothing fits: the leanest split needs {least / 1e9:.0f} of {usable / 1e9:.0f} usable GB; more devices "
-            "with learner.kind=fsdp2, model.gradient_checkpointing, or a smaller learner.row_tokens"
+            f"\nnothing fits: the leanest split ({_split(least)}) needs {least.needed / 1e9:.0f} of "
+            f"{least.usable / 1e9:.0f} usable GB; more devices with learner.kind=fsdp2, model.lora, "
+            "model.gradient_checkpointing, or a smaller learner.row_tokens"
         )
         return "\n".join(lines)
     apart = best([one for one in found if one.placement == "disaggregated"])
@@ -111,6 +112,9 @@ def workload(recipe: Recipe, assumed: Assumed, run: Path | None = None) -> tuple
     unique = measured.get("unique", 0.0)
     observed = max(unique - rollout.groups_per_step * prompt - samples * completion, 0.0) / samples
     references = int(bool(algorithm.needs_reference))
+    lora = recipe.model.lora.rank
+    adapters = adapter_parameters(model, lora) if lora else 0.0
+    trained = f", frozen; adapters of rank {lora} train {adapters / 1e6:.3g} million" * bool(lora)
     turns = max(measured.get("turns", 1.0), 1.0)
     work = Workload(
         model=model,
@@ -129,13 +133,14 @@ def workload(recipe: Recipe, assumed: Assumed, run: Path | None = None) -> tuple
         scoring_passes=references + int(bool(algorithm.needs_proximal)),
         references=references,
         sharing=recipe.learner.kind,
+        adapters=adapters,
         recompute=recipe.model.gradient_checkpointing,
         row_tokens=recipe.learner.row_tokens,
         logit_chunk=recipe.learner.logit_chunk,
         max_staleness=rollout.max_staleness,
     )
     return work, [
-        f"{model.parameters / 1e9:.3g} billion parameters ({model_source})",
+        f"{model.parameters / 1e9:.3g} billion parameters ({model_source}){trained}",
         f"{prompt:.0f} prompt tokens ({prompt_source})",
         f"{completion:.0f} sampled tokens of a trajectory ({completion_source}), spread {assumed.spread:g}, "
         f"{observed:.0f} observed",
@@ -165,14 +170,16 @@ def _measured(run: Path) -> dict[str, float]:
     return {key: median(values) for key, values in found.items() if values}
 
 
+def _split(one: Forecast) -> str:
+    """`disaggregated RANKS+WORKERS`, or `colocated DEVICES`."""
+    return f"{one.placement} {one.ranks}" + f"+{one.workers}" * (one.placement == "disaggregated")
+
+
 def _row(one: Forecast, chosen: bool) -> tuple[str, ...]:
-    split = (
-        f"{one.placement} {one.ranks}+{one.workers}" if one.placement == "disaggregated" else f"colocated {one.ranks}"
-    )
     seconds = (one.step_s, one.rollout_s, one.score_s, one.train_s, one.sync_s)
     note = "<- best" if chosen else "" if one.fits else "does not fit"
     return (
-        split,
+        _split(one),
         *(f"{s:.3g}" for s in seconds),
         f"{one.learner_bytes / 1e9:.3g}",
         f"{one.worker_bytes / 1e9:.3g}",

@@ -20,6 +20,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from rlkit.errors import RecipeError, RlkitError
 from rlkit.placement import bundles, resources
+from rlkit.policy.invariance import VARIABLE, strict_mode
 from rlkit.recipe import Cluster
 from rlkit.sweeps.grid import Arm, Grid, Range, arms, race, ranges
 from rlkit.sweeps.racing import Race
@@ -30,6 +31,16 @@ __all__ = ["Objective", "RaceScheduler", "run_sweep"]
 Objective = Callable[[Arm, int, Path, Callable[[Evaluation], None]], None]
 """(arm, seed, the sweep's folder, report): runs one trial and reports each of its evaluations."""
 TUNE_NAME = "tune"
+
+
+class Progress(tune.Callback):
+    """One line per evaluation, instead of Tune's own tables."""
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Print it."""
+        print(f"{result['score']:8.4f}  {result['arm']}  seed {result['seed']}, step {result['step']}", flush=True)
 
 
 class RaceScheduler(FIFOScheduler):
@@ -94,8 +105,9 @@ def run_sweep(
             "auto" if os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID") else "local"
         )
         alone = {"include_dashboard": False} if address == "local" else {}
-        env = {"PYTHONPATH": path, "RAY_AIR_NEW_OUTPUT": "0"}
+        env = {"PYTHONPATH": path, VARIABLE: os.environ.get(VARIABLE, strict_mode())}
         ray.init(address=address, logging_level=logging.WARNING, runtime_env={"env_vars": env}, **alone)
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # read here, by Tune: its newer reporter does not know verbose=0
     try:
         results = _tuner(grid, folder, trial, cluster, steps, every, concurrent, seed).fit()
     finally:
@@ -129,7 +141,7 @@ def _tuner(
         # Arm by arm, all seeds of one before the next: an arm is judged when its seeds are complete.
         found = [{"arm": dict(arm.settings), "seed": number} for arm in arms(grid) for number in grid.seeds]
         space = {"trial": tune.grid_search(found)}
-    run = tune.RunConfig(name=TUNE_NAME, storage_path=str(folder), verbose=0)
+    run = tune.RunConfig(name=TUNE_NAME, storage_path=str(folder), verbose=0, callbacks=[Progress()])
     return tune.Tuner(trainable, param_space=space, tune_config=how, run_config=run)
 
 

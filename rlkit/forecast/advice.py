@@ -61,6 +61,8 @@ class Workload:
     """Frozen models that the learner holds."""
     sharing: str = "fsdp2"
     """`learner.kind`."""
+    adapters: float = 0.0
+    """Parameters of `model.lora`, which alone are trained and sent; 0: the whole model is."""
     recompute: bool = False
     row_tokens: int = 4096
     logit_chunk: int = 512
@@ -103,13 +105,19 @@ class Forecast:
     """Versions -> share of groups."""
     learner_bytes: float
     worker_bytes: float
-    fits: bool
-    """Both within `RESERVE` of a device, together where they share it."""
+    usable: float
+    """Bytes of a device that programs may fill."""
 
     @property
-    def samples_per_s(self) -> float:
-        """Filled in by dividing: a step's trajectories are the same in every split."""
-        return 1 / self.step_s
+    def needed(self) -> float:
+        """Bytes of the fuller device: rank and worker together where they share one."""
+        both = self.learner_bytes, self.worker_bytes
+        return sum(both) if self.placement == "colocated" else max(both)
+
+    @property
+    def fits(self) -> bool:
+        """Whether that is there."""
+        return self.needed <= self.usable
 
 
 def forecasts(work: Workload, fleet: Fleet) -> Iterator[Forecast]:
@@ -141,6 +149,7 @@ def forecast(
     `engine_devices`: devices that one worker's model is spread over; `workers` counts workers, not devices.
     """
     device, model = fleet.device, work.model
+    trained = work.adapters or model.parameters
     each = math.ceil(work.samples / workers)
     slots = min(work.slots, each)
     cached = slots * (work.completion + work.observed + work.prompt) + work.prompt
@@ -156,9 +165,8 @@ def forecast(
         dtype_bytes=work.dtype_bytes,
         recompute=work.recompute,
         references=work.references,
+        adapters=work.adapters,
     )
-    needed = for_worker + for_learner if placement == "colocated" else max(for_worker, for_learner)
-
     rollout = _rollout_s(work, fleet, each, slots, engine_devices)
     scored = work.samples * work.completion
     score = work.scoring_passes * score_s(model, device, work.tokens, scored, work.context, devices=ranks)
@@ -171,14 +179,15 @@ def forecast(
         devices=ranks,
         updates=work.updates,
         recompute=work.recompute,
+        adapters=work.adapters,
     )
     link, share = fleet.link(ranks), device.efficiency.link
-    train += work.updates * reduce_s(4 * model.parameters, ranks, link, share)
+    train += work.updates * reduce_s(4 * trained, ranks, link, share)
     # Beside each other, weights cross the device's own memory; else the slowest link, once. Shares are gathered before.
     way = device.bandwidth if placement == "colocated" else fleet.link(ranks + workers * engine_devices)
-    sync = send_s(work.dtype_bytes * model.parameters, way, share)
+    sync = send_s(work.dtype_bytes * trained, way, share)
     if work.sharing in ("fsdp2", "zero3"):
-        sync += gather_s(work.dtype_bytes * model.parameters, ranks, link, share)
+        sync += gather_s(work.dtype_bytes * trained, ranks, link, share)
     step, staleness = rollout + score + train + sync, {0: 1.0}
     if placement == "disaggregated" and work.max_staleness:
         groups_each = max(work.slots // work.group_size, 1)
@@ -204,7 +213,7 @@ def forecast(
         staleness=staleness,
         learner_bytes=for_learner,
         worker_bytes=for_worker,
-        fits=needed <= RESERVE * device.memory,
+        usable=RESERVE * device.memory,
     )
 
 

@@ -15,6 +15,7 @@ from rlkit.forecast.hardware import Device
 __all__ = [
     "Adam",
     "ModelSize",
+    "adapter_parameters",
     "decode_step_s",
     "forward_flops",
     "gather_s",
@@ -54,6 +55,16 @@ class ModelSize:
     def trunk(self) -> float:
         """Parameters that every token passes: all but embedding and head."""
         return self.parameters - self.head * (1 if self.tied else 2)
+
+
+def adapter_parameters(model: ModelSize, rank: int) -> float:
+    """Of low-rank adapters on every linear layer but the head: rank·(in + out) each.
+
+    Queries are taken to be as wide as the model; the gated MLP has what then remains of a layer.
+    """
+    h, kv = model.hidden, model.kv_width / 2
+    inner = (model.trunk / model.layers - 2 * h * h - 2 * h * kv) / (3 * h)
+    return rank * model.layers * (2 * (h + h) + 2 * (h + kv) + 3 * (h + inner))
 
 
 def forward_flops(model: ModelSize, tokens: float, scored: float, context: float) -> float:
@@ -96,11 +107,15 @@ def train_s(
     devices: int = 1,
     updates: int = 1,
     recompute: bool = False,
+    adapters: float = 0.0,
 ) -> float:
-    """Seconds of forward, backward (twice the forward) and AdamW; `recompute`: one more forward."""
-    passes = 4 if recompute else 3
+    """Seconds of forward, backward (twice the forward) and AdamW; `recompute`: one more forward.
+
+    With `adapters` frozen weights get no gradient, so backward costs one forward, and AdamW moves adapters alone.
+    """
+    passes = (2 if adapters else 3) + recompute
     flops = passes * forward_flops(model, tokens, scored, context)
-    optimizer_s = updates * Adam * model.parameters / (device.bandwidth * device.efficiency.bandwidth)
+    optimizer_s = updates * Adam * (adapters or model.parameters) / (device.bandwidth * device.efficiency.bandwidth)
     return flops / (device.flops * device.efficiency.training * devices) + optimizer_s
 
 
@@ -137,15 +152,18 @@ def learner_bytes(
     dtype_bytes: float,
     recompute: bool,
     references: int = 0,
+    adapters: float = 0.0,
 ) -> float:
     """Bytes of one rank: float32 weights, gradients, two moments, activations (Korthikanti et al. 2022: 34·h).
 
-    `sharing` is `learner.kind`: zero1 shares the moments, zero2 gradients too, zero3 and fsdp2 all.
+    `sharing` is `learner.kind`: zero1 shares the moments, zero2 gradients too, zero3 and fsdp2 all. With `adapters` the
+    model is frozen in the engine's dtype, and is its own reference.
     """
-    weights = 4 * model.parameters
+    weights = 4 * (adapters or model.parameters)
     parts = {"single": (1, 1, 1), "ddp": (1, 1, 1), "zero1": (1, 1, ranks), "zero2": (1, ranks, ranks)}
     held, gradients, moments = parts.get(sharing, (ranks, ranks, ranks))
-    states = weights * ((1 + references) / held + 1 / gradients + 2 / moments)
+    frozen = dtype_bytes * model.parameters if adapters else weights * references
+    states = weights * (1 / held + 1 / gradients + 2 / moments) + frozen / held
     per_layer = 17 * model.hidden * dtype_bytes
     kept = 1 if recompute else model.layers
     activations = row_tokens * (kept * per_layer + model.layers * model.hidden * dtype_bytes)

@@ -15,15 +15,15 @@ __all__ = ["Standing", "standings", "write_sweep_report"]
 
 STYLE = """:root{color-scheme:light dark;--ink:#1d2129;--soft:#6b7280;--line:#e3e6ea;--back:#fff}
 @media(prefers-color-scheme:dark){:root{--ink:#e2e4e8;--soft:#949aa5;--line:#33373e;--back:#16181c}}
-body{font:15px/1.55 system-ui,sans-serif;margin:2.5rem auto;max-width:60rem;padding:0 1.25rem;color:var(--ink);
+body{font:15px/1.55 system-ui,sans-serif;margin:2.5rem auto;max-width:68rem;padding:0 1.25rem;color:var(--ink);
 background:var(--back)}
 h1{font-size:1.5rem;margin:0 0 .25rem}h2{font-size:1rem;margin:2rem 0 .5rem}p{margin:.25rem 0}
 .soft,th{color:var(--soft);font-weight:400}svg{display:block;width:100%;height:auto;fill:var(--ink)}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:.4rem .5rem;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
-th:first-child,td:first-child,.gap{text-align:left}td:first-child{white-space:normal;font-weight:500}
-td.gap{width:10rem}tr.best td{font-weight:650}tr.out{color:var(--soft)}i{display:inline-block;width:.7rem;height:.7rem;
-border-radius:50%;margin-right:.5rem}.grid{stroke:var(--line)}.zero{stroke:var(--soft)}text{fill:var(--soft)}"""
+th:first-child,td:first-child,.gap{text-align:left}td:first-child{font-weight:500}
+td.gap{width:9rem}.wide{overflow-x:auto}tr.best td{font-weight:650}tr.out{color:var(--soft)}
+i{display:inline-block;width:.7rem;height:.7rem;border-radius:50%;margin-right:.5rem}.grid{stroke:var(--line)}.zero{stroke:var(--soft)}text{fill:var(--soft)}"""
 COLOURS = ("#4269d0", "#e0a000", "#e8604c", "#3ca951", "#a463f2", "#3fb5a3", "#e377b4", "#9c6b4e")
 REST = "#a9afb8"
 """Of arms beyond the last colour: a tenth hue could not be told apart."""
@@ -114,15 +114,15 @@ def write_sweep_report(
         f"<h1>{html.escape(title)}</h1>",
         f'<p class="soft">{len(rows)} arms · {seeds} seed{"s" * (seeds > 1)} each · {prompts} held-out prompts, '
         "the same for all</p>",
-        f"<p><b>{html.escape(rows[0].arm)}</b> leads with {rows[0].score:.3f}. The sweep trained on {used:,} "
+        f"<p><b>{_shown(rows[0].arm)}</b> leads with {rows[0].score:.3f}. The sweep trained on {used:,} "
         f"trajectories, {used / max(full_samples, 1):.0%} of the {full_samples:,} that every arm to its end takes.</p>",
         "<h2>Held-out score by training step</h2>",
         _curves(rows, steps),
         "<h2>Arms</h2>",
-        "<table><tr><th>arm</th><th>step</th><th>score</th><th>minus the best</th>"
+        "<div class=wide><table><tr><th>arm</th><th>step</th><th>score</th><th>minus the best</th>"
         f'<th class="gap">{_scale(reach)}</th><th>trajectories</th><th></th></tr>',
         *(_row(index, row, reach, steps) for index, row in enumerate(rows)),
-        "</table>",
+        "</table></div>",
         f'<p class="soft">Differences to the best arm are taken prompt by prompt, averaged over seeds, at the latest '
         f"step that both have reached. Student intervals over prompts; with probability {1 - alpha:.3g} all of them "
         "hold together. They speak of the models as trained here, not of other seeds.</p>",
@@ -140,6 +140,10 @@ def _mean(scores: Mapping[str, float]) -> float:
     return math.fsum(scores.values()) / len(scores)
 
 
+def _shown(arm: str) -> str:
+    return html.escape(arm).replace(",", ", ")
+
+
 def _colour(index: int) -> str:
     return COLOURS[index] if index < len(COLOURS) else REST
 
@@ -147,7 +151,7 @@ def _colour(index: int) -> str:
 def _row(index: int, row: Standing, reach: float, steps: int) -> str:
     gap = f"{row.to_best.mean:+.3f}" if row.to_best else ""
     kind = "best" if index == 0 else "out" if row.dropped is not None else ""
-    mark = f'<i style="background:{_colour(index)}"></i>{html.escape(row.arm)}'
+    mark = f'<i style="background:{_colour(index)}"></i>{_shown(row.arm)}'
     numbers = (mark, row.step, f"{row.score:.3f}", gap)
     bar = _bar(row.to_best, reach, _colour(index)) if row.to_best else ""
     cells = "".join(f"<td>{cell}</td>" for cell in numbers) + f'<td class="gap">{bar}</td>'
@@ -207,7 +211,7 @@ def _curves(rows: Sequence[Standing], steps: int) -> str:
         parts.append(f'<text x="{LEFT - 8}" y="{at + 4:.1f}" text-anchor="end">{tick:.4g}</text>')
     for tick in (tick for tick in _ticks(0, max(steps, 1)) if tick == int(tick)):
         parts.append(f'<text x="{x(tick):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{tick:.0f}</text>')
-    parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 2}" text-anchor="end">training step</text>')
+    parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 6}" text-anchor="end">training step</text>')
     for index, row in reversed(list(enumerate(rows))):
         where = [(x(step), y(score)) for step, score in row.curve]
         colour, wide = _colour(index), 3 if index == 0 else 1.6

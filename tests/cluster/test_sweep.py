@@ -19,6 +19,7 @@ pytest.importorskip("ray.tune", reason="the sweep extra is not installed", exc_t
 from rlkit.cluster.sweep import run_sweep  # noqa: E402
 from rlkit.errors import RlkitError  # noqa: E402
 from rlkit.launch.cli import main  # noqa: E402
+from rlkit.policy.invariance import VARIABLE, strict_mode  # noqa: E402
 from rlkit.policy.tiny import tiny_model  # noqa: E402
 from rlkit.recipe import Cluster  # noqa: E402
 from rlkit.sweeps.grid import Arm, Grid  # noqa: E402
@@ -34,7 +35,7 @@ BEST = 0.9
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    env = {"env_vars": {"PYTHONPATH": path}}
+    env = {"env_vars": {"PYTHONPATH": path, VARIABLE: strict_mode()}}
     ray.init(address="local", num_cpus=10, include_dashboard=False, runtime_env=env, log_to_driver=False)
     yield
     ray.shutdown()

@@ -12,6 +12,7 @@ from rlkit.forecast.advice import Workload, best, forecast, forecasts
 from rlkit.forecast.hardware import Device, Efficiency, Fleet, parse_fleet
 from rlkit.forecast.roofline import (
     ModelSize,
+    adapter_parameters,
     decode_step_s,
     forward_flops,
     gather_s,
@@ -64,6 +65,25 @@ def test_training_is_three_forwards_and_the_optimizer() -> None:
     # 3·6400 FLOP at 1e6/s; AdamW 28·1000 bytes at 1e4/s
     assert train_s(MODEL, DEVICE, 3, 1, 5) == pytest.approx(0.0192 + 2.8)
     assert train_s(MODEL, DEVICE, 3, 1, 5, recompute=True, updates=2) == pytest.approx(0.0256 + 5.6)
+
+
+def test_adapters_train_without_gradients_of_the_frozen_weights() -> None:
+    # a layer of 400 parameters: 2·100 of queries and output, 2·10·2 of keys and values, 160 = 3·10·(16/3) of MLP;
+    # rank 3: 3·2·(2·20 + 2·12 + 3·(10 + 16/3)) = 660
+    adapters = adapter_parameters(MODEL, 3)
+    assert adapters == pytest.approx(660)
+    # 2·6400 FLOP instead of 3·6400, and AdamW moves 28·660 bytes
+    assert train_s(MODEL, DEVICE, 3, 1, 5, adapters=adapters) == pytest.approx(0.0128 + 28 * 660 / 1e4)
+    held = learner_bytes(
+        MODEL, ranks=4, sharing="fsdp2", row_tokens=0, logit_chunk=0, dtype_bytes=2, recompute=False, references=1,
+        adapters=adapters,
+    )  # fmt: skip
+    assert held == pytest.approx((2 * 1000 + 4 * 4 * 660) / 4)  # the frozen model is its own reference
+    found = forecast(
+        dataclasses.replace(WORK, adapters=500), Fleet(device=DEVICE, count=1, per_node=1), ranks=1, workers=1,
+        placement="colocated",
+    )  # fmt: skip
+    assert found.sync_s == pytest.approx(2 * 500 / 1e4)
 
 
 def test_links() -> None:
@@ -180,6 +200,9 @@ def test_the_best_split_is_the_fastest_that_fits() -> None:
     assert chosen is not None and chosen.step_s == min(one.step_s for one in found)
     small = Fleet(device=dataclasses.replace(DEVICE, memory=1e3), count=4, per_node=4)
     assert best(list(forecasts(WORK, small))) is None
+    beside = found[0]  # rank and worker on one device
+    assert beside.needed == beside.learner_bytes + beside.worker_bytes
+    assert found[1].needed == max(found[1].learner_bytes, found[1].worker_bytes)
 
 
 def test_overlapping_is_faster_than_taking_turns_on_the_same_split() -> None:

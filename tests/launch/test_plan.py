@@ -23,7 +23,12 @@ def test_a_recipe_becomes_a_workload_and_every_number_says_where_it_is_from() ->
     assert work.completion == 2048 and "half of rollout.max_completion_tokens" in sources[2]
     # 2 prompts of 100 and 8 completions of 2048
     assert work.tokens == 200 + 8 * 2048
-    assert work.model.parameters == 8.030e9
+    assert work.model.parameters == 8.030e9 and not work.adapters
+    low, sources = workload(
+        load(ROOT / "recipes/tiny.yaml", [*LARGE, "model.lora.rank=32"]).recipe, Assumed(model="8b", prompt=100)
+    )
+    assert low.adapters == pytest.approx(83.9e6, rel=0.01)  # of peft on Llama-3.1-8B, all linear layers
+    assert "adapters of rank 32 train 83.9 million" in sources[0]
 
 
 def test_lengths_of_a_run_win_over_caps_and_the_rest_of_its_trees_was_observed(tmp_path: Path) -> None:
@@ -65,7 +70,7 @@ def test_a_plan_ends_with_settings_that_a_recipe_takes(capsys: pytest.CaptureFix
 def test_a_model_that_fits_nowhere_is_said_with_what_would_help(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--cluster", "1xA10G", "--model", "70b", "--prompt", "300"]
     assert main(["plan", str(ROOT / "recipes/tiny.yaml"), *arguments, *LARGE]) == 0
-    assert "nothing fits: the leanest split needs " in capsys.readouterr().out
+    assert "nothing fits: the leanest split (colocated 1) needs " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
