@@ -165,7 +165,7 @@ def _conclude(grid: Grid, out: Path, every: int, steps: int, whole: int, title: 
         dropped = {arm: step for arm, step in ended.items() if step < steps}
     rows = standings(found, dropped, alpha=grid.alpha, arms=num_arms(grid))
     for row in rows:
-        gap = f"  {row.to_best.mean:+.3f} [{row.to_best.low:+.3f}, {row.to_best.high:+.3f}]" if row.to_best else ""
+        gap = f"  {row.to_best}" if row.to_best else ""
         print(f"{row.score:8.4f}  {row.arm}  step {row.step}, {row.samples:,} trajectories{gap}  {row.note(steps)}")
     page = write_sweep_report(
         out, rows, title=title, steps=steps, full_samples=whole, alpha=grid.alpha, prompts=len(found[0].scores),

@@ -106,7 +106,8 @@ def run_sweep(
         )
         alone = {"include_dashboard": False} if address == "local" else {}
         env = {"PYTHONPATH": path, VARIABLE: os.environ.get(VARIABLE, strict_mode())}
-        ray.init(address=address, logging_level=logging.WARNING, runtime_env={"env_vars": env}, **alone)
+        quiet = {"logging_level": logging.WARNING, "log_to_driver": False}  # a trial's words are in its own folder
+        ray.init(address=address, runtime_env={"env_vars": env}, **quiet, **alone)
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # read here, by Tune: its newer reporter does not know verbose=0
     try:
         results = _tuner(grid, folder, trial, cluster, steps, every, concurrent, seed).fit()

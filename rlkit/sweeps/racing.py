@@ -33,6 +33,11 @@ class Interval:
     unequal: int
     """Those of them whose difference is not 0."""
 
+    def __str__(self) -> str:
+        """`-0.142 [-0.244, -0.041]`, or that there are too few prompts for ends."""
+        ends = f"[{self.low:+.3f}, {self.high:+.3f}]" if math.isfinite(self.low) else f"[too few prompts: {self.n}]"
+        return f"{self.mean:+.3f} {ends}"
+
 
 def difference(one: Mapping[str, float], other: Mapping[str, float], alpha: float) -> Interval:
     """Mean of one - other over the prompts that both have, with a two-sided Student interval of level 1 - alpha.

@@ -165,7 +165,7 @@ def _bar(found: Interval, reach: float, colour: str) -> str:
         return 80 + 72 * max(min(value / reach, 1.0), -1.0)
 
     low, high, mean = place(found.low), place(found.high), place(found.mean)
-    words = f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}] on {found.n} prompts"
+    words = f"{found} on {found.n} prompts"
     return (
         f'<svg viewBox="0 0 160 16" role="img"><title>{words}</title>'
         '<line class="zero" x1="80" y1="0" x2="80" y2="16"/>'

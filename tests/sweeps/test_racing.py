@@ -49,7 +49,8 @@ def test_equal_differences_wait_for_the_sign_test() -> None:
     for n, decided in ((5, False), (6, True)):
         found = difference({str(i): 0.0 for i in range(n)}, {str(i): 1.0 for i in range(n)}, 0.05)
         assert (found.high < 0) == decided
-    assert difference({"a": 1.0}, {"a": 0.0}, 0.05).low == -math.inf
+    alone = difference({"a": 1.0}, {"a": 0.0}, 0.05)
+    assert alone.low == -math.inf and str(alone) == "+1.000 [too few prompts: 1]"
 
 
 def scores(mean: float, n: int = 40, seed: int = 0) -> dict[str, float]:
