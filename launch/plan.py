@@ -31,7 +31,7 @@ MODELS = {
     "32b": ModelSize(parameters=32.76e9, layers=64, hidden=5120, kv_width=2048, vocabulary=151936, tied=False),
     "70b": ModelSize(parameters=70.55e9, layers=80, hidden=8192, kv_width=2048, vocabulary=128256, tied=False),
 }
-ERROR = "published steps took 1.1 to 1.7 times as long as predicted, mostly sampling (docs/planner_backtest.md)"
+ERROR = "published RL steps took 1.1 to 1.7 times as long as predicted (docs/planner_backtest.md)"
 SHOWN = 5
 """Splits in the table, besides the best."""
 
