@@ -126,7 +126,7 @@ def _add_submit(commands: Any, found: dict[str, argparse.ArgumentParser]) -> Non
     parser.add_argument("--address", metavar="URL", help="ray: of the job server (http://127.0.0.1:8265)")
     parser.add_argument("--node", metavar="CPUS[,GPUS]", help="kuberay, slurm: size of one node, e.g. 96,8")
     parser.add_argument("--image", help="kuberay: container image with rlkit in it")
-    parser.add_argument("--memory", default="64Gi", help="kuberay: memory of one node (64Gi)")
+    parser.add_argument("--memory", help="memory of one node, e.g. 512Gi (kuberay: 64Gi; slurm: what the site gives)")
     parser.add_argument("--working-dir", metavar="URI", help="kuberay: archive with the recipe; without it: the image")
     parser.add_argument("--time", default="24:00:00", help="slurm: longest duration (24:00:00)")
 

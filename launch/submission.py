@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from rlkit.placement import Node, bundles, nodes_needed, shown
 __all__ = ["Target", "parse_node", "submit"]
 
 LOCAL_JOB_SERVER = "http://127.0.0.1:8265"
+DEFAULT_MEMORY = "64Gi"
 LARGEST = 3
 """Files named of a bundle."""
 
@@ -39,8 +41,8 @@ class Target:
     """Size of one node; kuberay and slurm ask for as many as the placement needs."""
     image: str | None = None
     """Container image with rlkit in it."""
-    memory: str = "64Gi"
-    """Of one node."""
+    memory: str | None = None
+    """Of one node, as Kubernetes writes it; None: 64Gi on KubeRay, what the site gives by itself on Slurm."""
     time: str = "24:00:00"
     """Longest duration of a Slurm job."""
     working_dir: str | None = None
@@ -53,9 +55,10 @@ def submit(resolved: Resolved, overrides: Sequence[str], target: Target, *, dry:
     env = environment()
     text = _rendered(resolved, command, target, env)
     if dry:
-        print(_preview(resolved, command, target, env))
+        # Where a file is shown it has stdout to itself: `--dry > job.sh` is what would be sent.
+        print(_preview(resolved, command, target, env), file=sys.stdout if text is None else sys.stderr, flush=True)
         if text is not None:
-            print(f"\n{text}", end="")
+            print(text, end="")
         return 0
     if target.kind == "ray":
         from rlkit.cluster.jobs import follow
@@ -90,8 +93,10 @@ def _command(resolved: Resolved, overrides: Sequence[str]) -> list[str]:
     """What runs on the cluster: the recipe by its place in the folder, or by its name if it comes with rlkit."""
     from rlkit.layers import shipped_recipes
 
-    if resolved.recipe.cluster.address is not None:
-        raise RecipeError("cluster.address", "a submitted recipe joins the cluster that it runs on; leave it null")
+    if (address := resolved.recipe.cluster.address) not in (None, "auto"):
+        raise RecipeError(
+            "cluster.address", f"'{address}': a submitted recipe joins the cluster that it runs on; use auto, or null"
+        )
     file, here = resolved.path.resolve(), Path.cwd().resolve()
     if file.is_relative_to(here):
         name = str(file.relative_to(here))
@@ -111,7 +116,16 @@ def _rendered(resolved: Resolved, command: Sequence[str], target: Target, env: M
         raise RlkitError(f"--to {target.kind} needs --node CPUS,GPUS: the size of one node")
     recipe = resolved.recipe
     if target.kind == "slurm":
-        return slurm_script(recipe, command, node=target.node, time=target.time, folder=Path.cwd(), env=env)
+        return slurm_script(
+            recipe,
+            command,
+            node=target.node,
+            memory=target.memory,
+            time=target.time,
+            folder=Path.cwd(),
+            programs=Path(sys.executable).parent,
+            env=env,
+        )
     if target.image is None:
         raise RlkitError("--to kuberay needs --image: a container image with rlkit in it")
     manifest = rayjob(
@@ -119,7 +133,7 @@ def _rendered(resolved: Resolved, command: Sequence[str], target: Target, env: M
         command,
         image=target.image,
         node=target.node,
-        memory=target.memory,
+        memory=target.memory or DEFAULT_MEMORY,
         ray_version=installed()["ray"],
         env=env,
         working_dir=target.working_dir,
@@ -138,13 +152,16 @@ def _preview(resolved: Resolved, command: Sequence[str], target: Target, env: Ma
     rows = [("to", place), ("command", shlex.join(command))]
     if target.kind == "ray":
         bundle = file_bundle(Path.cwd())
-        rows.append(("bundle", f"{len(bundle.files)} files, {bundle.num_bytes / 2**20:.1f} MiB of {bundle.folder}"))
+        many = f"{len(bundle.files)} file{'s' * (len(bundle.files) != 1)}"
+        rows.append(("bundle", f"{many}, {bundle.num_bytes / 2**20:.1f} MiB of {bundle.folder}"))
         largest = ", ".join(f"{name} ({size / 2**20:.1f} MiB)" for name, size in bundle.files[:LARGEST])
         rows += [("", f"largest: {largest}"), ("", f"without .gitignore's and {', '.join(EXCLUDES)}")]
     else:
         source = target.working_dir or (f"image {target.image}" if target.kind == "kuberay" else str(Path.cwd()))
         rows.append(("bundle", f"nothing is uploaded: the files of {source}"))
-    rows.append(("environment", ", ".join(f"{name} {version}" for name, version in installed().items())))
+    where = str(Path(sys.executable).parent) if target.kind == "slurm" else "what is installed there; here"
+    mine = ", ".join(f"{name} {version}" for name, version in installed().items())
+    rows.append(("environment", f"{where}: {mine}"))
     rows.append(("", ", ".join(f"{name}={value}" for name, value in env.items()) or "no variables are passed on"))
     for index, line in enumerate(shown(recipe.cluster).splitlines()):
         rows.append(("placement" if index == 0 else "", line))

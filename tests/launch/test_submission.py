@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +44,15 @@ def out(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> s
     return captured.err if code else captured.out
 
 
+def manifest(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
+    return yaml.safe_load(out(capsys, *arguments))
+
+
 def test_dry_shows_bundle_environment_and_placement(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = out(capsys, "mine.yaml", "--dry", "cluster.kind=ray", "cluster.rollout_workers=3", "cluster.placement=mixed")
     assert "to           http://127.0.0.1:8265" in text
     assert "command      python -m rlkit train mine.yaml cluster.kind=ray cluster.rollout_workers=3" in text
-    assert f"bundle       1 files, 0.0 MiB of {folder}" in text and "weights.bin" not in text
+    assert f"bundle       1 file, 0.0 MiB of {folder}" in text and "weights.bin" not in text
     assert "RLKIT_DATA=/data" in text and "hush" not in text and "ray 2." in text
     assert "placement    mixed\n             1 x [1 learner rank + 1 rollout worker]: 2 CPUs" in text
     assert "every node   must see the same files under model.path=runs/tiny-model" in text
@@ -54,7 +62,7 @@ def test_a_rayjob_fits_the_fields_of_its_definition(folder: Path, capsys: pytest
     node = ["--to", "kuberay", "--image", "registry.example/rlkit:1", "--node", "96,8", "--memory", "512Gi"]
     groups = ["cluster.learner_nodes=train", "cluster.rollout_nodes=sample"]
     text = out(capsys, "mine.yaml", "--dry", *node, *GPUS, *groups)
-    job: dict[str, Any] = yaml.safe_load(text.partition("\n\n")[2])
+    job: dict[str, Any] = yaml.safe_load(text)
     jsonschema.validate(job, SCHEMA)
     assert job["metadata"]["name"] == "my-run"
     workers = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
@@ -67,36 +75,66 @@ def test_a_rayjob_fits_the_fields_of_its_definition(folder: Path, capsys: pytest
 
 
 def test_the_schema_refuses_what_the_definition_does_not_know(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = out(capsys, "mine.yaml", "--dry", "--to", "kuberay", "--image", "i", "--node", "8", "cluster.kind=ray")
-    job = yaml.safe_load(text.partition("\n\n")[2])
+    node = ["--to", "kuberay", "--image", "i", "--node", "8"]
+    job = manifest(capsys, "mine.yaml", "--dry", *node, "cluster.kind=ray")
     jsonschema.validate(job, SCHEMA)
     job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["replica"] = 1
     with pytest.raises(jsonschema.ValidationError, match="replica"):
         jsonschema.validate(job, SCHEMA)
 
 
+@pytest.mark.parametrize("name", ["search_p1", "ad_qa", "v_star"])
+def test_every_large_recipe_goes_to_every_cluster(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    size = ["--node", "128,8", "--memory", "900Gi"]
+    assert "placement    " in out(capsys, name, "--dry")
+    job = manifest(capsys, name, "--dry", "--to", "kuberay", "--image", "registry.example/rlkit:1", *size)
+    jsonschema.validate(job, SCHEMA)
+    script = out(capsys, name, "--dry", "--to", "slurm", *size)
+    assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
+    assert "#SBATCH --mem=900G\n" in script and "#SBATCH --gpus-per-node=8\n" in script
+
+
+def test_a_file_that_is_shown_has_stdout_to_itself(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["submit", "mine.yaml", "--dry", "--to", "slurm", "--node", "8", "cluster.kind=ray"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith("#!/usr/bin/env bash\n") and shown.err.startswith("to           slurm\n")
+
+
+STEP = """
+echo "srun $*" >>"$LOG"
+trap 'echo "step ended" >>"$LOG"; kill $!; exit' TERM
+sleep 60 >/dev/null 2>&1 & wait $!"""
 FAKES = {
-    "scontrol": 'echo "node1\nnode2\nnode3"',
-    "srun": 'echo "srun $*" >>"$LOG"',
-    "ray": 'echo "ray $*" >>"$LOG"; test "$(grep -c "ray status" "$LOG")" -ge 2',  # the head answers the second time
-    "python": 'echo "python $* address=$RAY_ADDRESS data=$RLKIT_DATA" >>"$LOG"; exit 3',
-    "sbatch": 'cat >"$LOG.script"; echo "Submitted batch job 7"',
+    "slurm/scontrol": "printf 'node1\\nnode2\\nnode3\\n'",
+    "slurm/srun": STEP,
+    # The head answers the second time.
+    "venv/ray": 'echo "ray $*" >>"$LOG"; test "$(grep -c "ray status" "$LOG")" -ge 2',
+    "venv/python": 'echo "python $* address=$RAY_ADDRESS data=$RLKIT_DATA" >>"$LOG"; exit 3',
+    "slurm/sbatch": 'cat >"$LOG.script"; echo "Submitted batch job 7"',
 }
 
 
 @pytest.fixture
 def slurm(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Stand-ins for Slurm, Ray and Python that write down how they were called; returns the log."""
-    programs = folder / "bin"
-    programs.mkdir()
     for name, body in FAKES.items():
-        (programs / name).write_text(f"#!/bin/bash\n{body}\n")
-        (programs / name).chmod(0o755)
+        program = folder / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f"#!/bin/bash\n{body}\n")
+        program.chmod(0o755)
     log = folder / "log"
     log.touch()
-    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}/usr/bin{os.pathsep}/bin")
+    monkeypatch.setenv("PATH", f"{folder}/slurm:/usr/bin:/bin")
     monkeypatch.setenv("LOG", str(log))
+    monkeypatch.setattr(sys, "executable", str(folder / "venv/python"))  # whose python and ray the job gets
     return log
+
+
+def started(script: str) -> subprocess.Popen[str]:
+    """The script as sbatch would run it, in a shell where nothing is activated."""
+    env = {"SLURM_JOB_NODELIST": "node[1-3]", "SLURM_JOB_ID": "40005", "RLKIT_POLL_S": "0.1"}
+    env |= {name: os.environ[name] for name in ("LOG", "PATH")}
+    return subprocess.Popen(["bash", "-c", script], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def test_a_slurm_script_is_taken_by_sbatch_and_starts_head_workers_and_driver_in_this_order(
@@ -108,21 +146,63 @@ def test_a_slurm_script_is_taken_by_sbatch_and_starts_head_workers_and_driver_in
     for line in ("--job-name=My_Run", "--nodes=2", "--cpus-per-task=16", "--gpus-per-node=8", "--time=2-00:00:00"):
         assert f"#SBATCH {line}\n" in text
     assert not re.search("@[A-Z_]+@", text)
-    assert subprocess.run(["bash", "-n", script], capture_output=True).returncode == 0
 
     slurm.write_text("")
-    job = {"SLURM_JOB_NODELIST": "node[1-3]", "SLURM_JOB_ID": "40005", "RLKIT_POLL_S": "0.1"}
-    done = subprocess.run(["bash", script], env=os.environ | job, capture_output=True, text=True, timeout=30)
-    assert done.returncode == 3, done.stderr  # the driver's own code
-    lines = slurm.read_text().splitlines()
+    job = started(text)
+    _, errors = job.communicate(timeout=30)
+    assert job.returncode == 3, errors  # the driver's own code
+    lines = until(slurm, "step ended", 2)  # head and workers
     head = next(i for i, line in enumerate(lines) if "--head --port=20005" in line and "--nodelist=node1" in line)
-    rest = next(
-        i for i, line in enumerate(lines) if "--nodes=2 --exclude=node1 ray start --address=node1:20005" in line
-    )
+    joined = "--exclude=node1 ray start --address=node1:20005"
+    rest = next(i for i, line in enumerate(lines) if joined in line)
+    assert "--nodes=1 --ntasks=1 " in lines[head] and "--nodes=2 --ntasks=2 " in lines[rest]
     driver = next(i for i, line in enumerate(lines) if line.startswith("python -m rlkit train mine.yaml"))
     assert sum("ray status" in line for line in lines) == 2
     assert lines[driver].endswith("address=node1:20005 data=/data") and head < driver
     assert "--num-cpus=16 --num-gpus=8 --block" in lines[head] and "--num-gpus=8 --block" in lines[rest]
+
+
+def until(log: Path, mark: str, times: int = 1) -> list[str]:
+    deadline = time.monotonic() + 30
+    while True:
+        lines = log.read_text().splitlines()
+        if sum(mark in line for line in lines) >= times:
+            return lines
+        assert time.monotonic() < deadline, lines
+        time.sleep(0.05)
+
+
+def script_of(capsys: pytest.CaptureFixture[str]) -> str:
+    return out(capsys, "mine.yaml", "--dry", "--to", "slurm", "--node", "16,8", *GPUS)
+
+
+def test_a_slurm_job_that_is_cancelled_ends_its_driver_and_its_steps(
+    slurm: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (slurm.parent / "venv/python").write_text(f"#!/bin/bash{STEP.replace('srun', 'python').replace('step', 'driver')}")
+    job = started(script_of(capsys))
+    until(slurm, "python -m rlkit train")
+    until(slurm, "ray start --address")
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(30) == 143
+    until(slurm, "driver ended")
+    until(slurm, "step ended", 2)
+
+
+def test_a_head_that_dies_ends_the_slurm_job_at_once(slurm: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (slurm.parent / "slurm/srun").write_text("#!/bin/bash\nexit 1")
+    (slurm.parent / "venv/ray").write_text("#!/bin/bash\nexit 1")
+    job = started(script_of(capsys))
+    _, errors = job.communicate(timeout=30)  # the head's patience is 120 s
+    assert job.returncode == 1 and errors.startswith("no Ray head on node1 after ")
+
+
+def test_the_slurm_script_has_no_trap_of_the_shell(slurm: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not installed")
+    text = script_of(capsys)
+    done = subprocess.run(["shellcheck", "-"], input=text, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize(
@@ -132,12 +212,13 @@ def test_a_slurm_script_is_taken_by_sbatch_and_starts_head_workers_and_driver_in
         (["--to", "kuberay", "--node", "8"], "--to kuberay needs --image"),
         (["--to", "slurm", "--node", "8x"], "--node: '8x' is not CPUS or CPUS,GPUS of one node"),
         (["--to", "slurm", "--node", "8", "--time", "soon"], "--time: 'soon' is not D-HH:MM:SS"),
+        (["--to", "slurm", "--node", "8", "--memory", "all"], "--memory: 'all' is not a whole number of Gi or Mi"),
         (["--to", "slurm", "--node", "8", *GPUS], "cluster: a bundle of 1 CPU and 1 GPU does not fit a node of 8 CPUs"),
         (
             ["--to", "slurm", "--node", "64,8", *GPUS, "cluster.rollout_nodes=a"],
             "cluster.learner_nodes, cluster.rollout_nodes: the nodes of a Slurm job are all alike",
         ),
-        (["cluster.kind=ray", "cluster.address=x:1"], "cluster.address: a submitted recipe joins the cluster"),
+        (["cluster.kind=ray", "cluster.address=x:1"], "cluster.address: 'x:1': a submitted recipe joins the cluster"),
     ],
 )
 def test_what_cannot_be_submitted_is_one_line(
