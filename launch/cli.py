@@ -6,6 +6,7 @@ Handlers import what they need when they run, so `--help` and a mistyped recipe 
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -20,6 +21,8 @@ if TYPE_CHECKING:  # rlkit.config takes longer to import than --help may take
 
 __all__ = ["main"]
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What a disk says that takes no more."""
 LISTS = ("rewards", "envs", "tasks", "retrievers", "engines", "algorithms", "recipes")
 EXAMPLES = """examples:
   rlkit recipes/quickstart.yaml                    run it (the same as: rlkit train ...)
@@ -49,6 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in FULL:  # of any other the traceback is wanted
+            raise
+        again = "free some space and give the same command again: a run goes on from its newest checkpoint"
+        print(f"error: {error}; {again}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
 

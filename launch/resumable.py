@@ -26,14 +26,12 @@ def refuse_other_recipe(resolved: Resolved, run_dir: Path) -> None:
 
     What decides is the checkpoint's own fingerprint; the folder's `recipe.yaml` only says how the two differ.
     """
-    folders = CheckpointStore(run_dir).folders()
-    if not folders:
+    for folder in reversed(CheckpointStore(run_dir).folders()):
+        theirs = _recipe_of(folder)
+        if theirs is not None:
+            break
+    else:
         return
-    try:
-        state = json.loads((folders[-1] / "manifest.json").read_text(encoding="utf-8"))["state"]
-        theirs = dict(state["recipe"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return  # torn: whoever reads it whole says so
     mine = fingerprint(resolved.recipe)
     changed = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
     if not changed:
@@ -43,8 +41,16 @@ def refuse_other_recipe(resolved: Resolved, run_dir: Path) -> None:
     lines += [f"and {len(named) - SHOWN} more"] * (len(named) > SHOWN)
     what = "; ".join(lines) or f"which differs in {', '.join(changed)}"
     raise CheckpointError(
-        f"out: {folders[-1]} was made by another recipe ({what}); choose another `out`, or remove the folder"
+        f"out: {folder} was made by another recipe ({what}); choose another `out`, or remove the folder"
     )
+
+
+def _recipe_of(folder: Path) -> dict[str, str] | None:
+    """The fingerprint in a manifest; None where it is torn, of which whoever reads the checkpoint whole says more."""
+    try:
+        return dict(json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["state"]["recipe"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def differences(

@@ -5,13 +5,15 @@
         model.safetensors   ...
 
 A folder is written under a temporary name, synced, and renamed; it is renamed again before it is removed. So a folder
-with its final name is complete, and a crash leaves a `.tmp` folder that the next save removes.
+with its final name is complete, and a crash leaves a `.tmp` folder that the next save removes. What a disk tears
+afterwards is noticed by its hash, and a run goes on from the checkpoint before.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -23,6 +25,7 @@ from rlkit.errors import CheckpointError
 
 __all__ = ["Checkpoint", "CheckpointStore", "read_checkpoint"]
 
+log = logging.getLogger(__name__)
 SCHEMA = 1
 
 
@@ -59,7 +62,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     """Read and verify a checkpoint. Raises `CheckpointError` naming the file that is missing, torn or changed."""
     manifest = folder / "manifest.json"
     if not manifest.is_file():
-        raise CheckpointError(f"{folder}: no manifest.json; it is not a complete checkpoint, use an earlier one")
+        raise CheckpointError(f"{folder}: no manifest.json; it is not a complete checkpoint")
     try:
         content = json.loads(manifest.read_text(encoding="utf-8"))
         if content.get("schema") != SCHEMA:
@@ -67,15 +70,13 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         files = {str(name): (int(entry["bytes"]), str(entry["blake2b"])) for name, entry in content["files"].items()}
         step, state = int(content["step"]), content["state"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{manifest}: unreadable ({error}); use an earlier checkpoint") from error
+        raise CheckpointError(f"{manifest}: unreadable ({error})") from error
     for name, (num_bytes, digest) in files.items():
         path = folder / name
         if not path.is_file():
-            raise CheckpointError(f"{path}: missing; remove {folder} to resume from an earlier checkpoint")
+            raise CheckpointError(f"{path}: missing")
         if path.stat().st_size != num_bytes or _digest(path) != digest:
-            raise CheckpointError(
-                f"{path}: differs from its manifest, so it is corrupt; remove {folder} to resume from an earlier one"
-            )
+            raise CheckpointError(f"{path}: differs from its manifest, so it is corrupt")
     return Checkpoint(folder=folder, step=step, state=state)
 
 
@@ -92,9 +93,24 @@ class CheckpointStore:
         return [found[step] for step in sorted(filter(str.isdigit, found), key=int)]
 
     def latest(self) -> Checkpoint | None:
-        """The newest checkpoint, verified; None if there is none."""
-        folders = self.folders()
-        return read_checkpoint(folders[-1]) if folders else None
+        """The newest checkpoint that is whole, verified; None if there never was one.
+
+        A torn one is passed over with a warning. Raises `CheckpointError` where all are torn: beginning anew would
+        overwrite them.
+        """
+        problems = []
+        for folder in reversed(self.folders()):
+            try:
+                found = read_checkpoint(folder)
+            except CheckpointError as error:
+                problems.append(error)
+                continue
+            for problem in problems:
+                log.warning("%s; going on from %s", problem, folder)
+            return found
+        if problems:
+            raise CheckpointError(f"{problems[0]}; no checkpoint before it is whole, remove {self.root} to begin anew")
+        return None
 
     def save(self, step: int, write: Callable[[Path], None], state: Mapping[str, Any]) -> Path:
         """Let `write` fill a folder, add the manifest, and make it visible at once.

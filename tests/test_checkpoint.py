@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
+import re
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -80,34 +82,55 @@ def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------- damage
 
 
-def test_a_flipped_bit_names_the_file_and_what_to_do(tmp_path: Path) -> None:
-    folder = CheckpointStore(tmp_path).save(1, write, {})
+def flip(folder: Path) -> None:
     content = bytearray((folder / "model.bin").read_bytes())
     content[100] ^= 1
     (folder / "model.bin").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"model\.bin: differs from its manifest.*remove .*step_000001 to resume"):
-        read_checkpoint(folder)
 
 
-def test_a_truncated_file_names_the_file_and_what_to_do(tmp_path: Path) -> None:
-    folder = CheckpointStore(tmp_path).save(1, write, {})
-    (folder / "tokenizer" / "vocabulary.txt").write_text("a b")
-    with pytest.raises(CheckpointError, match=r"vocabulary\.txt: differs from its manifest.*remove .*step_000001"):
-        read_checkpoint(folder)
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "flipped bit": (flip, r"model\.bin: differs from its manifest"),
+    "truncated file": (
+        lambda folder: (folder / "tokenizer/vocabulary.txt").write_text("a b"),
+        r"vocabulary\.txt: differs from its manifest",
+    ),
+    "missing file": (lambda folder: (folder / "model.bin").unlink(), r"model\.bin: missing"),
+    "missing manifest": (lambda folder: (folder / "manifest.json").unlink(), r"step_000002: no manifest\.json"),
+    "torn manifest": (lambda folder: os.truncate(folder / "manifest.json", 40), r"manifest\.json: unreadable"),
+    "empty manifest": (lambda folder: os.truncate(folder / "manifest.json", 0), r"manifest\.json: unreadable"),
+}
 
 
-def test_a_missing_file_names_the_file_and_what_to_do(tmp_path: Path) -> None:
-    folder = CheckpointStore(tmp_path).save(1, write, {})
-    (folder / "model.bin").unlink()
-    with pytest.raises(CheckpointError, match=r"model\.bin: missing; remove .*step_000001 to resume from an earlier"):
-        read_checkpoint(folder)
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_passed_over_and_said_so(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, (break_it, problem) = CheckpointStore(tmp_path), DAMAGE[damage]
+    store.save(1, write, STATE)
+    break_it(store.save(2, write, {}))
+    found = store.latest()
+    assert found is not None and (found.step, found.state) == (1, STATE)
+    assert re.search(rf"{problem}.*; going on from .*step_000001", caplog.text)
 
 
-def test_a_missing_manifest_is_no_checkpoint(tmp_path: Path) -> None:
-    folder = CheckpointStore(tmp_path).save(1, write, {})
-    (folder / "manifest.json").unlink()
-    with pytest.raises(CheckpointError, match=r"step_000001: no manifest\.json; .*use an earlier one"):
-        CheckpointStore(tmp_path).latest()
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_where_all_checkpoints_are_damaged_nothing_begins_anew_by_itself(tmp_path: Path, damage: str) -> None:
+    store, (break_it, problem) = CheckpointStore(tmp_path), DAMAGE[damage]
+    for step in (1, 2):
+        break_it(store.save(step, write, {}))
+    with pytest.raises(CheckpointError, match=rf"{problem}.*; no checkpoint before it is whole, remove .*checkpoints"):
+        store.latest()
+    assert len(store.folders()) == 2
+
+
+def test_the_step_of_a_torn_checkpoint_is_saved_over_it(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    for step in (1, 2):
+        folder = store.save(step, write, {})
+    os.truncate(folder / "manifest.json", 40)
+    store.save(2, write, STATE)
+    found = store.latest()
+    assert found is not None and (found.step, found.state) == (2, STATE)
 
 
 @pytest.mark.parametrize(

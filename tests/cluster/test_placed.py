@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -15,23 +17,18 @@ ray = pytest.importorskip("ray", reason="the cluster extra is not installed")
 
 from ray.cluster_utils import Cluster as RayCluster  # noqa: E402
 
-from rlkit.cluster import ray_workers  # noqa: E402
+from benchmarks.kill_anywhere import Mode, arguments_of, differences, lines  # noqa: E402
 from rlkit.cluster.runtime import connected, nodes, reserved  # noqa: E402
-from rlkit.config import Resolved, load  # noqa: E402
+from rlkit.config import load  # noqa: E402
 from rlkit.errors import RecipeError  # noqa: E402
-from rlkit.policy.base import Sampling  # noqa: E402
+from rlkit.launch.run import run_parts  # noqa: E402
 from rlkit.policy.tiny import tiny_model  # noqa: E402
 from rlkit.recipe import Cluster  # noqa: E402
-from rlkit.rollout.build import build_source  # noqa: E402
-from rlkit.rollout.ledger import TaskStream  # noqa: E402
-from rlkit.rollout.loop import RolloutSettings  # noqa: E402
+from rlkit.train import train  # noqa: E402
 
 pytestmark = pytest.mark.ray
 LONG = pytest.mark.skipif(os.environ.get("RLKIT_LONG") != "1", reason="a minute or two on two cores; RLKIT_LONG=1")
 ROOT = Path(__file__).parent.parent.parent
-SETTINGS = RolloutSettings(
-    group_size=4, max_completion_tokens=12, max_path_tokens=512, sampling=Sampling(), max_concurrent_groups=2
-)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +36,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model(tmp_path_factory.mktemp("model") / "tiny")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def raylets() -> Iterator[RayCluster]:
     """A head without room, and two nodes of two cores: `train` and `sample`."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
@@ -52,11 +49,6 @@ def raylets() -> Iterator[RayCluster]:
     cluster.shutdown()
 
 
-def recipe(model: Path, *overrides: str) -> Resolved:
-    settings = ["cluster.kind=ray", "cluster.wait_s=0", *overrides]
-    return load(ROOT / "recipes/tiny.yaml", [f"model.path={model}", *settings])
-
-
 def where(actors: list[Any]) -> list[str]:
     """Node group of each actor."""
     groups = {node["NodeID"]: (node.get("Labels") or {}).get("ray.io/node-group", "") for node in ray.nodes()}
@@ -65,42 +57,79 @@ def where(actors: list[Any]) -> list[str]:
     return [groups[node] for node in ray.get(calls)]
 
 
+class Placed(NamedTuple):
+    """A placement on the two nodes, and the node that is killed under it."""
+
+    settings: tuple[str, ...]
+    workers: list[str]
+    """Nodes of the rollout workers; the learner rank is on `train`."""
+    victim: str
+    starts: int
+    """1 where the run goes on by itself; 2 where its learner dies and it is started again."""
+
+
+SPLIT = ("cluster.rollout_workers=2", "cluster.learner_nodes=train", "cluster.rollout_nodes=sample")
+TOGETHER = ("cluster.rollout_workers=1", "cluster.learner_nodes=train", "cluster.rollout_nodes=train")
+PLACED = {
+    "colocated": Placed(TOGETHER, ["train"], "train", 2),
+    "disaggregated": Placed(SPLIT, ["sample", "sample"], "sample", 1),
+    "mixed": Placed(SPLIT, ["sample", "train"], "sample", 1),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run in one process, which nobody disturbs."""
+    out = tmp_path_factory.mktemp("whole")
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "rlkit", *arguments_of(Mode(overrides=(), victims=()), model, out)]
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return out
+
+
 @LONG
 @pytest.mark.slow
-def test_bundles_keep_ranks_and_workers_on_their_nodes_and_a_killed_node_is_replaced(
-    raylets: RayCluster, model: Path
+@pytest.mark.parametrize("placement", PLACED)
+def test_a_run_ends_as_if_nothing_had_happened_when_one_of_its_nodes_is_killed_and_replaced(
+    placement: str, raylets: RayCluster, model: Path, whole: Path, tmp_path: Path
 ) -> None:
-    resolved = recipe(
-        model,
-        "cluster.placement=disaggregated",
-        "cluster.rollout_workers=2",
-        "cluster.learner_nodes=train",
-        "cluster.rollout_nodes=sample",
-    )
-    draws = TaskStream(build_source(resolved.recipe).tasks("train"), 0).draw(4)
-    with ray_workers(resolved.recipe, model, model, 2) as (rollouts, learner, sync):
-        assert where(learner.ranks) == ["train"]
-        assert where(rollouts.workers) == ["sample", "sample"]
-        sync.push(learner)
-        wanted = [tree.rewards.tobytes() for tree in rollouts.collect(draws, SETTINGS)]
-        tokens = [[n.token_ids.tolist() for n in t.tree.nodes] for t in rollouts.collect(draws, SETTINGS)]
+    placed = PLACED[placement]
+    settings = (f"cluster.placement={placement}", "cluster.kind=ray", "cluster.wait_s=120", *placed.settings)
+    file, *overrides = arguments_of(Mode(overrides=settings, victims=()), model, tmp_path)
+    starts = 0
 
-        victim = next(n for n in raylets.worker_nodes if n.node_id in _nodes_of("sample"))
+    def run() -> None:
+        nonlocal starts
+        starts += 1
+        with run_parts(load(file, overrides)) as parts:
+            assert where(parts.learner.ranks) == ["train"]
+            assert sorted(where(parts.rollouts.workers)) == placed.workers
+            train(parts)
+
+    def run_to_its_end() -> None:
+        """As a job scheduler would."""
+        try:
+            run()
+        except ray.exceptions.RayActorError:  # its learner rank
+            run()
+
+    with ThreadPoolExecutor(1) as thread:
+        ended = thread.submit(run_to_its_end)
+        until(lambda: ended.done() or lines(tmp_path) >= 10)  # 6 steps of 2 draws, each drawn and trained: 24 lines
+        assert not ended.done(), ended.exception()
+        victim = next(node for node in raylets.worker_nodes if node.node_id in _nodes_of(placed.victim))
         raylets.remove_node(victim, allow_graceful=False)  # SIGKILL
-        until(lambda: not _nodes_of("sample"))
-        with ThreadPoolExecutor(1) as thread:
-            collected = thread.submit(rollouts.collect, draws, SETTINGS)  # waits for a node, then goes on there
-            raylets.add_node(num_cpus=2, labels={"ray.io/node-group": "sample"})
-            trees = collected.result(timeout=200)
-        assert [tree.rewards.tobytes() for tree in trees] == wanted
-        assert [[n.token_ids.tolist() for n in t.tree.nodes] for t in trees] == tokens
-        assert rollouts.num_replaced >= 1
-        assert set(where(rollouts.workers)) == {"sample"}
+        until(lambda: not _nodes_of(placed.victim))
+        raylets.add_node(num_cpus=2, labels={"ray.io/node-group": placed.victim})
+        ended.result(timeout=400)
+    assert starts == placed.starts
+    assert not differences(tmp_path, whole)  # weights to the bit, every draw trained once and in the same step
     until(lambda: ray.available_resources().get("CPU") == 4.0)  # the reservation ends with the run
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.2)

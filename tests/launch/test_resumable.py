@@ -53,9 +53,14 @@ def test_without_the_old_recipe_the_sections_are_named(run: Path) -> None:
         refuse_other_recipe(recipe("rollout.group_size=2"), run)
 
 
-def test_a_torn_manifest_is_left_to_whoever_reads_the_checkpoint(run: Path) -> None:
+def test_under_a_torn_manifest_the_checkpoint_before_decides(run: Path) -> None:
+    torn = run / "checkpoints/step_000004"
+    torn.mkdir()
+    (torn / "manifest.json").write_text("{")
+    with pytest.raises(CheckpointError, match="step_000002 was made by another recipe"):
+        refuse_other_recipe(recipe("optim.lr=0.5"), run)
     (run / "checkpoints/step_000002/manifest.json").write_text("{")
-    refuse_other_recipe(recipe("optim.lr=0.5"), run)
+    refuse_other_recipe(recipe("optim.lr=0.5"), run)  # left to whoever reads the checkpoints
 
 
 def test_a_value_that_only_one_side_has_is_a_difference() -> None:
