@@ -48,14 +48,10 @@ def num_bytes(folder: Path) -> int:
 @pytest.fixture
 def small_disk(whole: Path, tmp_path: Path) -> Iterator[Path]:
     """A file system with room for one and a half checkpoints, and for everything else that a run writes."""
-    checkpoint, beside = (
-        num_bytes(whole / "checkpoints/step_000006"),
-        num_bytes(whole) - num_bytes(whole / "checkpoints"),
-    )
-    size = checkpoint * 3 // 2 + beside
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", tmp_path], capture_output=True
-    ).returncode:
+    checkpoint = num_bytes(whole / "checkpoints/step_000006")
+    beside = num_bytes(whole) - num_bytes(whole / "checkpoints")
+    command = ["mount", "-t", "tmpfs", "-o", f"size={checkpoint * 3 // 2 + beside}", "tmpfs", tmp_path]
+    if subprocess.run(command, capture_output=True).returncode:
         pytest.skip("only root may mount a file system")
     try:
         yield tmp_path

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from rlkit.errors import RecipeError
+from rlkit.launch.cli import main
 from rlkit.lock import locked
+from rlkit.policy.tiny import tiny_model
 
 HOLD = "import sys, time; from pathlib import Path; from rlkit.lock import locked\n"
 HOLD += "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
@@ -36,3 +38,16 @@ def test_the_lock_ends_with_the_block_also_when_it_raises(tmp_path: Path) -> Non
     twice = (locked(tmp_path / "new"), pytest.raises(RecipeError, match=f"process {os.getpid()} on "))
     with twice[0], twice[1], locked(tmp_path / "new"):
         pass
+
+
+def test_a_second_run_in_a_folder_is_one_line_and_touches_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, model = Path(__file__).parents[1] / "recipes/tiny.yaml", tiny_model(tmp_path / "tiny")
+    out = tmp_path / "run"
+    with locked(out):
+        before = {path: path.read_bytes() for path in out.rglob("*")}
+        assert main([str(recipe), f"model.path={model}", f"out={out}", "train.steps=9"]) == 2
+        assert {path: path.read_bytes() for path in out.rglob("*")} == before
+    problem = capsys.readouterr().err.splitlines()[-1]
+    assert problem.startswith(f"error: out: '{out}' is in use by process {os.getpid()} on ")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray
+from aiohttp import ClientError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from rlkit.errors import RlkitError
@@ -22,15 +23,22 @@ def submit(address: str, entrypoint: str, runtime_env: Mapping[str, Any]) -> str
 
 
 def follow(address: str, job: str) -> int:
-    """Print the job's output until it ends; 0 if it succeeded."""
+    """Print the job's output until it ends; 0 if it succeeded. Raises `RlkitError` where the job server dies first."""
     client = _client(address)
 
     async def tail() -> None:
         async for text in client.tail_job_logs(job):
             print(text, end="", flush=True)
 
-    asyncio.run(tail())
-    status = client.get_job_status(job)
+    try:
+        asyncio.run(tail())
+        status = client.get_job_status(job)
+    except (OSError, RuntimeError, ClientError) as error:
+        raise RlkitError(
+            f"--address: the job server at '{address}' is gone ({error}); job {job} may go on without it: follow it "
+            f"with `ray job logs --address={address} --follow {job}`, or, where the head died too, submit the recipe "
+            "again: a run goes on from its newest checkpoint"
+        ) from error
     print(f"job {job}: {status.value.lower()}")
     return 0 if status == JobStatus.SUCCEEDED else 1
 

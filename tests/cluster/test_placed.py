@@ -20,7 +20,7 @@ from ray.cluster_utils import Cluster as RayCluster  # noqa: E402
 from benchmarks.kill_anywhere import Mode, arguments_of, differences, lines  # noqa: E402
 from rlkit.cluster.runtime import connected, nodes, reserved  # noqa: E402
 from rlkit.config import load  # noqa: E402
-from rlkit.errors import RecipeError  # noqa: E402
+from rlkit.errors import LearnerError, RecipeError  # noqa: E402
 from rlkit.launch.run import run_parts  # noqa: E402
 from rlkit.policy.tiny import tiny_model  # noqa: E402
 from rlkit.recipe import Cluster  # noqa: E402
@@ -111,7 +111,8 @@ def test_a_run_ends_as_if_nothing_had_happened_when_one_of_its_nodes_is_killed_a
         """As a job scheduler would."""
         try:
             run()
-        except ray.exceptions.RayActorError:  # its learner rank
+        except LearnerError as error:
+            assert "give the same command again" in str(error)
             run()
 
     with ThreadPoolExecutor(1) as thread:

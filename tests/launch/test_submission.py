@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +241,29 @@ def test_a_dead_dashboard_is_named_with_the_way_to_start_it(folder: Path, capsys
     text = out(capsys, "mine.yaml", "--address", "http://127.0.0.1:9", "cluster.kind=ray", code=2)
     assert text.splitlines()[-1].startswith("error: --address: no job server answers at 'http://127.0.0.1:9'")
     assert "ray start --head --dashboard-host=0.0.0.0" in text
+
+
+def test_a_dashboard_that_dies_meanwhile_leaves_the_name_of_the_job_and_how_to_follow_it(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray.job_submission", reason="the cluster extra is not installed")
+
+    class Dying:
+        def __init__(self, address: str) -> None: ...
+
+        def submit_job(self, **_: Any) -> str:
+            return "raysubmit_7"
+
+        async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+            yield "step 1\n"
+            raise RuntimeError("WebSocket connection closed unexpectedly with close code 1006")
+
+    monkeypatch.setattr("rlkit.cluster.jobs.JobSubmissionClient", Dying)
+    assert main(["submit", "mine.yaml", "--address", "http://head:8265", "cluster.kind=ray"]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "job raysubmit_7 at http://head:8265\nstep 1\n"
+    assert shown.err.startswith("error: --address: the job server at 'http://head:8265' is gone (WebSocket")
+    assert "ray job logs --address=http://head:8265 --follow raysubmit_7" in shown.err
 
 
 def test_a_recipe_outside_the_folder_is_refused_and_a_shipped_one_goes_by_name(
