@@ -11,6 +11,7 @@ No environment variable is ever recorded, and values of settings that look like 
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -176,9 +177,9 @@ class Recorder:
         """Forget everything after `step`, the step of the checkpoint that the run goes on from."""
         lines = (self.run_dir / "metrics.jsonl").read_bytes().splitlines()
         kept = [line.decode() for line in lines if (row := _parse(line)) is not None and row.step <= step]
-        os.close(self._file)
         _replace(self.run_dir / "metrics.jsonl", "".join(line + "\n" for line in kept))
-        self._file = os.open(self.run_dir / "metrics.jsonl", os.O_WRONLY | os.O_APPEND)
+        replaced, self._file = self._file, os.open(self.run_dir / "metrics.jsonl", os.O_WRONLY | os.O_APPEND)
+        os.close(replaced)
         for phase in ("train", "eval"):
             for stored, path in rollout_files(self.run_dir, phase).items():
                 if stored > step:
@@ -194,7 +195,9 @@ class Recorder:
         # JSON has no NaN: null keeps the line readable to every tool.
         safe = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         row = {"step": step, "phase": phase, "time": round(time.time(), 3), "metrics": safe}
-        os.write(self._file, (json.dumps(row, allow_nan=False) + "\n").encode())  # one write: a line is never mixed
+        line = (json.dumps(row, allow_nan=False) + "\n").encode()
+        if os.write(self._file, line) < len(line):  # one write: a line is never mixed, and short only on a full disk
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.run_dir / "metrics.jsonl"))
         os.fsync(self._file)
         for sink in self._sinks:
             sink.log(step, phase, numbers)

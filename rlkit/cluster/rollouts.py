@@ -272,12 +272,16 @@ class RayRollouts:
 
     def _replace(self, index: int, error: Exception) -> str:
         """Start a new worker in place of a dead one, with the current weights."""
-        self.num_replaced += 1
-        if self.num_replaced > MAX_REPLACEMENTS:
-            raise EngineError(f"rollout worker {index} died again, {self.num_replaced} times in all: {error}")
-        log.warning("rollout worker %d died and is replaced: %s", index, str(error).splitlines()[0])
-        self.workers[index] = self._make()
-        if self._parcels is None:
-            return ""
-        found: str = ray.get(self.workers[index].load_weights.remote(self._parcels()))
-        return found
+        while True:
+            self.num_replaced += 1
+            if self.num_replaced > MAX_REPLACEMENTS:
+                raise EngineError(f"rollout worker {index} died again, {self.num_replaced} times in all: {error}")
+            log.warning("rollout worker %d died and is replaced: %s", index, str(error).splitlines()[0])
+            self.workers[index] = self._make()
+            if self._parcels is None:
+                return ""
+            try:
+                found: str = ray.get(self.workers[index].load_weights.remote(self._parcels()))
+                return found
+            except DIED as again:  # its node died too, or was dead already and nobody knew
+                error = again

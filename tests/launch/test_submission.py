@@ -102,15 +102,17 @@ def test_a_file_that_is_shown_has_stdout_to_itself(folder: Path, capsys: pytest.
 
 
 STEP = """
-echo "srun $*" >>"$LOG"
 trap 'echo "step ended" >>"$LOG"; kill $!; exit' TERM
+echo "srun $*" >>"$LOG"
 sleep 60 >/dev/null 2>&1 & wait $!"""
 FAKES = {
     "slurm/scontrol": "printf 'node1\\nnode2\\nnode3\\n'",
     "slurm/srun": STEP,
     # The head answers the second time.
     "venv/ray": 'echo "ray $*" >>"$LOG"; test "$(grep -c "ray status" "$LOG")" -ge 2',
-    "venv/python": 'echo "python $* address=$RAY_ADDRESS data=$RLKIT_DATA" >>"$LOG"; exit 3',
+    "venv/python": """echo "python $* address=$RAY_ADDRESS data=$RLKIT_DATA" >>"$LOG"
+        until (($(grep -c ^srun "$LOG") == 2)); do sleep 0.05; done  # a run takes longer than a step to start
+        exit 3""",
     "slurm/sbatch": 'cat >"$LOG.script"; echo "Submitted batch job 7"',
 }
 
