@@ -3,9 +3,9 @@
 Both libraries average gradients over ranks, because they expect each rank's loss to be a mean of its own. Our losses
 already carry global denominators, so both are told to sum.
 
-They are driven directly, not through accelerate: its DeepSpeed wrapper updates inside `backward`, before it is known
-whether the loss is finite on all ranks and whether another row follows; its FSDP2 one is configured by state of the
-whole process and expects the transformers model, not `TreePolicy`, to be the root.
+ZeRO runs through accelerate, which prepares the engine and runs its backward passes, always as those of a gradient that
+goes on: at the end of one accelerate would update, before it is known whether the loss is finite on all ranks and
+whether another row follows. FSDP2 is torch's own, applied directly.
 """
 
 from __future__ import annotations
@@ -85,6 +85,22 @@ def _deepspeed(device: torch.device, rank: int) -> Any:
     return deepspeed
 
 
+def _accelerator(device: torch.device, config: Mapping[str, Any]) -> Any:
+    """Of one engine, although accelerate and transformers keep its settings for the whole process."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
+    from transformers.integrations import unset_hf_deepspeed_config
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # it refuses the plugin of a second engine
+    os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)
+    group = InitProcessGroupKwargs(backend="gloo" if device.type == "cpu" else "nccl")  # it exists: this is its name
+    plugin = DeepSpeedPlugin(hf_ds_config=dict(config), zero3_init_flag=False)
+    accelerator = Accelerator(mixed_precision="no", deepspeed_plugin=plugin, kwargs_handlers=[group])
+    unset_hf_deepspeed_config()  # transformers would spread whatever model it loads next as this one is
+    return accelerator
+
+
 class Zero:
     """DeepSpeed ZeRO: stage 1 spreads AdamW's state over ranks, 2 also gradients, 3 also weights.
 
@@ -96,18 +112,15 @@ class Zero:
     ) -> None:
         deepspeed = _deepspeed(device, rank)
         self.deepspeed, self.policy, self.rank, self.size, self.stage = deepspeed, policy, rank, size, stage
-        self.engine, *_ = deepspeed.initialize(
-            model=policy,
-            optimizer=adamw(policy.named_parameters(), optim),
-            dist_init_required=False,
-            config={
+        self.accelerator = _accelerator(
+            device,
+            {
                 "train_micro_batch_size_per_gpu": 1,  # asked for, and used for its own progress reports only
-                # `step` ends the accumulation: the number of rows changes from update to update.
-                "managed_gradient_accumulation": False,
                 "gradient_clipping": optim.max_grad_norm,
                 "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": KEEP_WHOLE_BELOW},
             },
         )
+        self.engine, _ = self.accelerator.prepare(policy, adamw(policy.named_parameters(), optim))
         self.module = self.engine
         if stage == 3:
             self._keep_head()
@@ -149,13 +162,22 @@ class Zero:
         return ((name, p) for name, p in model.named_parameters() if p.requires_grad)
 
     def backward(self, loss: Tensor) -> None:
-        """The engine's, which averages over ranks: undone by the factor."""
-        self.engine.backward(loss * self.size)
+        """The engine's, which averages over ranks: undone by the factor. It only accumulates."""
+        self.accelerator.sync_gradients = False
+        self.accelerator.backward(loss * self.size)
 
     def step(self, lr: float, max_norm: float) -> float:
-        """The engine reduces, clips and skips what is not finite by itself."""
+        """The engine reduces, clips and skips what is not finite by itself, once it is told that the gradient is whole.
+
+        Stage 1 then has all of it to reduce, the others have done so row by row.
+        """
         self._zero.clip_grad = max_norm
         set_rate(self._zero.param_groups, lr)
+        self.engine.set_gradient_accumulation_boundary(True)
+        if self.stage == 1:
+            self.engine.allreduce_gradients()
+        else:
+            self._zero.finalize_gradient_accumulation_boundary()
         self.engine.step()
         norm = self.engine.get_global_grad_norm()
         if self._zero.overflow or norm is None:

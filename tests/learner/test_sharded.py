@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import subprocess
 import sys
@@ -96,6 +97,21 @@ def test_every_rank_reports_the_metrics_of_a_single_process(results: Results, ki
         assert shared.keys() == single.keys()
         for name in single.keys() - {"memory/peak_mib"}:  # a process's own
             assert shared[name] == pytest.approx(single[name], rel=tolerance, abs=tolerance), name
+
+
+def test_zero_runs_on_an_engine_of_accelerate_whose_backward_passes_never_update(results: Results, kind: str) -> None:
+    if not kind.startswith("zero"):
+        pytest.skip("of ZeRO")
+    # Rank by rank, rows are run and accumulated; the second minibatch's are the first to see the first's update.
+    rows = [math.ceil(number / 2) for number in results["float64", 0]["rows"]]
+    for rank in range(2):
+        assert results[kind, rank]["accelerate"] == {
+            "engine is its own": True,
+            "ranks": 2,
+            "type": "DEEPSPEED",
+            "stage": int(kind[-1]),
+            "counts": [1] * rows[0] + [2] * rows[1],
+        }
 
 
 @pytest.mark.parametrize("which", ["policy", "reference"])

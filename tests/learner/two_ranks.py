@@ -86,10 +86,14 @@ def scenario(kind: str, dtype: str, folder: Path, rank: int = 0, size: int = 1) 
     note("first", this)
     out["metrics of one update"] = this.update(batches(this, 1)).metrics
     note("one update", this)
+    if kind.startswith("zero"):
+        out["accelerate"] = watch_accelerate(this)
     minibatches = batches(this, 2, parts=2)
     out["rows"] = [len(batch.rows) for batch in minibatches]
     out["metrics of two minibatches"] = this.update(minibatches).metrics
     note("three updates", this)
+    if kind.startswith("zero"):
+        out["accelerate"]["counts"] = list(out["accelerate"]["counts"])
     report = this.update([spoiled(batches(this, 3)[0])])
     out["loss spoiled"] = (report.applied, report.reason)
     this.algorithm = replace(ALGORITHM, loss=steep)
@@ -124,6 +128,27 @@ def scenario(kind: str, dtype: str, folder: Path, rank: int = 0, size: int = 1) 
         note(f"resumed from {writer}", again)
     out["seconds"] = time.perf_counter() - start
     return out
+
+
+def watch_accelerate(found: Learner) -> dict[str, Any]:
+    """Who made the engine of ZeRO, and, filled by later updates, its count of updates after each backward pass."""
+    accelerator: Any = found.sharding.accelerator  # type: ignore[attr-defined]
+    engine, wrapper = found.sharding.module, accelerator.deepspeed_engine_wrapped
+    counts: list[int] = []
+    backward = wrapper.backward
+
+    def counted(loss: torch.Tensor, **settings: Any) -> None:
+        backward(loss, **settings)
+        counts.append(engine.global_steps)  # type: ignore[arg-type]
+
+    wrapper.backward = counted
+    return {
+        "engine is its own": accelerator._models == [engine] and wrapper.engine is engine,
+        "ranks": accelerator.num_processes,
+        "type": accelerator.distributed_type.value,
+        "stage": engine.zero_optimization_stage(),  # type: ignore[operator]
+        "counts": counts,
+    }
 
 
 def write_model(folder: Path) -> None:
