@@ -233,17 +233,23 @@ class Cluster:
     """Node group of the rollout workers; null: any."""
     wait_s: float = 60.0
     """Seconds to wait for nodes of a cluster that is joined, before what it lacks is an error."""
-    sync_over: Literal["store", "gloo", "nccl"] = "store"
-    """How weights reach rollout workers under `kind: ray`: Ray's object store, or a broadcast from the first rank."""
+    sync_over: Literal["memory", "store", "gloo", "nccl"] = "memory"
+    """How weights reach rollout workers under `kind: ray`: in memory that they share with the first rank (workers on
+    other machines: as `store`), through Ray's object store, or as a broadcast from the first rank."""
     sync_bucket_mb: float = 32.0
     """Megabytes of weights that travel together under `kind: ray`, while the next ones are made."""
     sync_changes: bool = False
-    """Send only elements that changed, for a thin network; learner and workers keep a copy of the weights each."""
+    """Send only elements that changed, for a thin network (`sync_over` not `memory`); learner and workers keep a copy
+    of the weights each."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "rollout_workers", "learner_ranks", "threads_per_worker")
         at_least(self, 0, "gpus_per_rollout_worker", "gpus_per_learner_rank", "wait_s")
         at_least(self, 0.001, "sync_bucket_mb")
+        if self.sync_changes and self.sync_over == "memory":
+            raise ValueError(
+                "sync_changes: true, but in shared memory nothing is sent; with sync_over store, gloo or nccl"
+            )
         if self.sync_over == "nccl" and min(self.gpus_per_rollout_worker, self.gpus_per_learner_rank) < 1:
             raise ValueError(
                 "sync_over: nccl needs a GPU of its own for every process; gpus_per_rollout_worker is "

@@ -19,6 +19,8 @@ TASKS, ENVS = (", ".join(sorted(TABLES[family])) for family in ("tasks", "envs")
 BROKEN_OVERRIDES = {
     "cluster.sync_over=nccl": "cluster.sync_over: nccl needs a GPU of its own for every process; "
     "gpus_per_rollout_worker is 0, gpus_per_learner_rank 0; gloo does not",
+    "cluster.sync_changes=true": "cluster.sync_changes: true, but in shared memory nothing is sent; "
+    "with sync_over store, gloo or nccl",
     # names
     "rollout.group_sise=4": "rollout.group_sise: unknown setting; did you mean 'group_size'?",
     "optimm.lr=1": "optimm: unknown section; did you mean 'optim'?",

@@ -29,7 +29,8 @@ from rlkit.sync.broadcast import Backend, BroadcastGroup, packed
 from rlkit.sync.buckets import Described, described, planned
 from rlkit.sync.delta import changed
 from rlkit.sync.fingerprint import combined, digests
-from rlkit.sync.link import probe
+from rlkit.sync.link import copy_speed, probe
+from rlkit.sync.segment import Segment, Slot, placed
 
 __all__ = ["LearnerGroup", "LearnerRank"]
 
@@ -48,6 +49,9 @@ class LearnerRank:
         self._before: dict[str, NDArray[Any]] = {}
         self._hashing = ThreadPoolExecutor(1)
         self._group: BroadcastGroup | None = None
+        self._segment: Segment | None = None
+        self._slot = 0
+        self._lying: dict[str, NDArray[Any]] = {}
 
     def rendezvous(self) -> str:
         """An address on this rank's machine at which the group can meet."""
@@ -111,6 +115,28 @@ class LearnerRank:
         self._sent_bytes += sum(value.nbytes for value in leaving.values())
         return leaving
 
+    def slot(self, tensors: Mapping[str, Described]) -> Slot:
+        """Where the packed weights will lie in shared memory: in the slot that nobody runs."""
+        if self._segment is None:
+            self._segment = Segment.create(placed(tensors)[1])
+        self._slot = 1 - self._slot
+        found = self._segment.slot(self._slot)
+        self._lying = self._segment.arrays(found, tensors)
+        return found
+
+    def write(self, index: int) -> None:
+        """Copy one bucket there."""
+        arrays = {name: to_array(self._outgoing[name]) for name in self._plan[index]}
+        self._prints.append(self._hashing.submit(digests, arrays))
+        for name, array in arrays.items():
+            np.copyto(self._lying[name], array)
+            self._sent_bytes += array.nbytes
+
+    def copy_speed(self, num_bytes: int) -> float:
+        """Bytes/s of a copy in this process's memory."""
+        source = probe(num_bytes)
+        return copy_speed(lambda: source, num_bytes)
+
     def found(self, meeting: str, size: int, backend: Backend, timeout_s: float) -> None:
         """Take rank 0's seat in a broadcast."""
         host, port = meeting.removeprefix("tcp://").rsplit(":", 1)
@@ -129,7 +155,8 @@ class LearnerRank:
 
     def kept(self, names: Sequence[str]) -> dict[str, NDArray[Any]]:
         """These tensors as they were sent last, whatever the learner did since."""
-        return {name: self._before[name] for name in names}
+        sent = self._lying or self._before
+        return {name: sent[name] for name in names}
 
     def send_probe(self, num_bytes: int) -> None:
         """Bytes to measure the broadcast with."""
@@ -212,10 +239,25 @@ class LearnerGroup:
         )
         return parcel, first.packed.remote()
 
+    def share(self, bucket_bytes: int) -> tuple[Parcel, Any]:
+        """The weights on their way into shared memory, and a reference as `send` has it."""
+        packings = ray.get([rank.pack.remote(bucket_bytes) for rank in self.ranks])
+        (tensors, plan), version = packings[0]
+        first = self.ranks[0]
+        slot: Slot = ray.get(first.slot.remote(tensors))
+        buckets = [first.write.remote(index) for index in range(len(plan))]
+        parcel = Parcel(version=version, tensors=tensors, plan=plan, buckets=buckets, changes=False, slot=slot)
+        return parcel, first.packed.remote()
+
+    def copy_speed(self, num_bytes: int) -> float:
+        """Bytes/s of a copy in rank 0's memory."""
+        found: float = ray.get(self.ranks[0].copy_speed.remote(num_bytes))
+        return found
+
     def resend(self, parcel: Parcel) -> Parcel:
-        """What was broadcast last, through the object store."""
+        """What was broadcast or shared last, through the object store."""
         buckets = [self.ranks[0].kept.remote(names) for names in parcel.plan]
-        return replace(parcel, buckets=buckets, broadcast=False)
+        return replace(parcel, buckets=buckets, broadcast=False, slot=None)
 
     def found(self, size: int, backend: Backend, timeout_s: float) -> tuple[str, Any]:
         """Where a broadcast of `size` meets, and a reference that is ready when rank 0 has met all others."""

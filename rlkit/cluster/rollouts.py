@@ -34,6 +34,7 @@ from rlkit.rollout.pace import Past
 from rlkit.rollout.probe import Question, Shown
 from rlkit.sync.broadcast import Backend, BroadcastGroup
 from rlkit.sync.link import copy_speed
+from rlkit.sync.segment import Place, Segment
 
 __all__ = ["RayRetriever", "RayRollouts", "RetrieverActor", "RolloutWorker"]
 
@@ -119,6 +120,15 @@ class RolloutWorker:
 
         return await asyncio.to_thread(load)  # it waits for buckets
 
+    async def near(self, place: Place) -> bool:
+        """Share the learner's memory; False where it cannot be reached from here."""
+        try:
+            self._unpacker.segment = Segment.open(place)
+        except SyncError as error:
+            log.info("%s", error)
+            return False
+        return True
+
     async def join(self, meeting: str, rank: int, size: int, backend: Backend, timeout_s: float) -> None:
         """Take a seat in the broadcast of weights."""
         host, port = meeting.removeprefix("tcp://").rsplit(":", 1)
@@ -166,16 +176,24 @@ class RayRollouts:
         self.num_replaced = 0
 
     def load_weights(
-        self, parcels: Sequence[Parcel], again: Callable[[], Sequence[Parcel]] | None = None
+        self,
+        parcels: Sequence[Parcel],
+        again: Callable[[], Sequence[Parcel]] | None = None,
+        near: Sequence[bool] | None = None,
     ) -> tuple[list[str], bool]:
         """Have every worker run the last parcel's weights; their fingerprints, and whether a broadcast broke.
 
         Earlier parcels are for a worker that is replaced: the others have them. `again` makes parcels for workers
-        that a broadcast did not reach.
+        that a broadcast did not reach, and for those that are not `near`.
         """
         self._parcels = again or (lambda: parcels)
         broken = False
-        confirmed = [worker.load_weights.remote(parcels[-1:]) for worker in self.workers]
+        close = near or [True] * len(self.workers)
+        far = again() if again is not None and not all(close) else ()
+        confirmed = [
+            worker.load_weights.remote(parcels[-1:] if here else far)
+            for worker, here in zip(self.workers, close, strict=True)
+        ]
         out = []
         for index, found in enumerate(confirmed):
             try:
@@ -189,6 +207,17 @@ class RayRollouts:
                 broken = True
                 out.append(ray.get(self.workers[index].load_weights.remote(again())))
         return out, broken
+
+    def near(self, place: Place) -> list[bool]:
+        """Which workers share the learner's memory now; one that died is replaced, and does not."""
+        found = []
+        for index, answer in enumerate([worker.near.remote(place) for worker in self.workers]):
+            try:
+                found.append(bool(ray.get(answer)))
+            except DIED as error:
+                self._replace(index, error)
+                found.append(False)
+        return found
 
     def revive(self) -> None:
         """Replace workers that died."""

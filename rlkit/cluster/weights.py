@@ -2,10 +2,13 @@
 
     LearnerGroup ── Parcel: references to buckets ──> RayRollouts ──> RolloutWorker.load_weights ──> its engine
 
-Rank 0 puts one bucket after another into Ray's object store. A worker on its machine reads them there in shared memory;
-to other machines Ray carries each bucket once, the next while one is copied. Workers confirm by fingerprint.
-With `cluster.sync_over` rank 0 broadcasts them over gloo or NCCL; the object store then serves only a worker that is
-replaced, or that a broken broadcast left without weights.
+memory       rank 0 copies them into memory that it shares with the workers of its machine, whose engines run them there
+store        rank 0 puts one bucket after another into Ray's object store, which carries each to a machine once
+gloo, nccl   rank 0 broadcasts them
+
+That is `cluster.sync_over`. Workers check one bucket while the next is made, and confirm by fingerprint. The object
+store also serves workers that the other ways do not reach: one on another machine, one that is replaced, one that a
+broken broadcast left without weights.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from rlkit.sync.broadcast import BroadcastGroup, unpacked
 from rlkit.sync.buckets import Buckets, Described
 from rlkit.sync.delta import Changed, applied
 from rlkit.sync.local import confirm
+from rlkit.sync.segment import Segment, Slot
 
 if TYPE_CHECKING:
     from rlkit.cluster.learners import LearnerGroup
@@ -47,6 +51,8 @@ class Parcel:
     """Whether receivers keep what arrives, because later parcels may hold changes only."""
     broadcast: bool = False
     """Whether buckets come over the group instead; then there are no references."""
+    slot: Slot | None = None
+    """Where the buckets lie in shared memory; a reference then only says that its bucket is complete."""
 
     @property
     def num_bytes(self) -> int:
@@ -61,10 +67,14 @@ class Unpacker:
         self._held: dict[str, NDArray[Any]] = {}
         self.group: BroadcastGroup | None = None
         """Its seat, where weights are broadcast."""
+        self.segment: Segment | None = None
+        """The memory that it shares with the learner."""
 
     def open(self, parcels: Sequence[Parcel]) -> Mapping[str, Any]:
         """Weights of the last parcel; those before it are what its changes build on."""
         last = parcels[-1]
+        if last.slot is not None:
+            return self._lying(last, last.slot)
         if not last.changes:
             if last.broadcast:  # all of it before the engine is asked, which may refuse: the sender does not wait
                 return {name: array for i in range(len(last.plan)) for name, array in self._arriving(last, i).items()}
@@ -77,6 +87,17 @@ class Unpacker:
                     else:
                         self._held[name] = np.array(value)
         return self._held
+
+    def _lying(self, parcel: Parcel, slot: Slot) -> Buckets:
+        if self.segment is None or self.segment.place != slot.place:
+            raise SyncError("this worker shares no memory with the learner")
+        arrays = self.segment.arrays(slot, parcel.tensors)
+
+        def complete(index: int) -> Mapping[str, Any]:
+            ray.get(parcel.buckets[index])
+            return {name: arrays[name] for name in parcel.plan[index]}
+
+        return Buckets(parcel.tensors, parcel.plan, complete, lasting=True)
 
     def _arriving(self, parcel: Parcel, index: int) -> Mapping[str, Any]:
         if not parcel.broadcast:
@@ -106,11 +127,16 @@ class RaySync:
         self._link = 0.0
         self._seated: list[Any] = []
         """Workers that have a seat in the broadcast."""
+        self._asked: list[Any] = []
+        """Workers that were asked whether they can share the learner's memory, and their answers."""
+        self._near: list[bool] = []
 
     def push(self, learner: LearnerGroup) -> SyncReport:
         """Load the group's weights into every worker's engine. Raises `SyncError` on any difference."""
+        if self._cluster.sync_over == "memory":
+            return self._share(learner)
         whole = not self._chain or self._chain_bytes >= self._chain[0].num_bytes
-        over_group = self._cluster.sync_over != "store"
+        over_group = self._cluster.sync_over in ("gloo", "nccl")
         if over_group and self._seated != self.rollouts.workers:
             self._join(learner)
             whole = True  # a worker that is new has nothing that changes could be made to
@@ -137,6 +163,27 @@ class RaySync:
             fingerprint=fingerprint,
         )
 
+    def _share(self, learner: LearnerGroup) -> SyncReport:
+        """Written once; workers of other machines get what was written through the object store."""
+        parcel, leaving = learner.share(self._bucket_bytes)
+        assert parcel.slot is not None
+        if self._asked != self.rollouts.workers:
+            self._near = self.rollouts.near(parcel.slot.place)
+            self._asked = list(self.rollouts.workers)
+        confirmed, _ = self.rollouts.load_weights([parcel], again=lambda: [learner.resend(parcel)], near=self._near)
+        fingerprint, sent_bytes = ray.get(leaving)
+        confirm(fingerprint, confirmed, parcel.version)
+        if not self._link:
+            within = all(self._near)
+            self._link = learner.copy_speed(sent_bytes) if within else self._measured(learner, sent_bytes)
+        return SyncReport(
+            version=parcel.version,
+            num_bytes=parcel.num_bytes,
+            sent_bytes=sent_bytes,
+            link_bytes_per_s=self._link,
+            fingerprint=fingerprint,
+        )
+
     def digests(self, learner: LearnerGroup) -> dict[str, str]:
         """Tensor -> digest of what `push` would send."""
         return learner.digests()
@@ -144,14 +191,14 @@ class RaySync:
     def _join(self, learner: LearnerGroup) -> None:
         """A new group of rank 0 and every worker; those that died meanwhile are replaced first."""
         self.rollouts.revive()
-        assert self._cluster.sync_over != "store"
+        assert self._cluster.sync_over in ("gloo", "nccl")
         meeting, joining = learner.found(1 + len(self.rollouts.workers), self._cluster.sync_over, self._cluster.wait_s)
         self.rollouts.join(meeting, self._cluster.sync_over, self._cluster.wait_s)
         ray.get(joining)
         self._seated = list(self.rollouts.workers)
 
     def _measured(self, learner: LearnerGroup, num_bytes: int) -> float:
-        if self._cluster.sync_over == "store" or not self._seated:
+        if not self._seated:
             return self.rollouts.link(learner.probe(num_bytes), num_bytes)
         sending = learner.send_probe(num_bytes)
         speed = self.rollouts.group_speed()

@@ -1,4 +1,7 @@
-"""New weights into a running model, by name, in place, with nothing missing and nothing left over."""
+"""New weights into a running model, by name, with nothing missing and nothing left over.
+
+They are copied, or, where they last (`Buckets.lasting`) and the model is on a CPU, become its parameters as they lie.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +20,21 @@ from rlkit.sync.fingerprint import combined, digests
 
 __all__ = ["assign_weights"]
 
+BORROWED = "_borrowed_parameters"
+"""Attribute of a model: names of parameters whose numbers lie in memory that is not its own."""
+
 
 @torch.no_grad()
 def assign_weights(model: nn.Module, weights: Mapping[str, Any]) -> str:
-    """Copy `weights` (names of `model.state_dict()` -> array or tensor); the fingerprint of what now runs.
+    """Run `weights` (names of `model.state_dict()` -> array or tensor); the fingerprint of what now runs.
 
     A model with adapters is sent these only, and the digest of the frozen weights, which must be its own.
     Tied tensors may come under one of their names or all. Raises `EngineError`, before anything is copied,
     for names that are missing or unknown and for other shapes or dtypes.
     """
+    _check(travelling(model.state_dict()), weights)
+    borrowed = _borrowed(model, weights)
     state = travelling(model.state_dict())
-    _check(state, weights)
     found: dict[str, str] = {}
     for part in parts_of(weights):
         for name, source in part.items():
@@ -37,9 +44,23 @@ def assign_weights(model: nn.Module, weights: Mapping[str, Any]) -> str:
                     "the engine's frozen weights are not the learner's: under model.lora both start from model.path, "
                     "and train.init_from may name adapters only"
                 )
-            state[name].copy_(arriving)
+            if name in borrowed:
+                borrowed[name].data = state[name] = arriving
+            else:
+                state[name].copy_(arriving)
         found |= digests({name: state[name] for name in part})
     return combined(found)
+
+
+def _borrowed(model: nn.Module, weights: Mapping[str, Any]) -> dict[str, nn.Parameter]:
+    """The parameters that take what arrives as it lies. Those that did before, and now must not, get memory again."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))  # tied ones under each of their names
+    lasting = isinstance(weights, Buckets) and weights.lasting
+    found = {name: p for name, p in parameters.items() if lasting and name in weights and p.device.type == "cpu"}
+    for name in getattr(model, BORROWED, set()) - found.keys():
+        parameters[name].data = torch.empty_like(parameters[name])
+    setattr(model, BORROWED, set(found))
+    return found
 
 
 def _check(state: Mapping[str, Tensor], weights: Mapping[str, Any]) -> None:

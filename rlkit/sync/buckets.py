@@ -52,9 +52,13 @@ class Buckets(Mapping[str, Any]):
         tensors: Mapping[str, Described],
         plan: Sequence[Sequence[str]],
         fetch: Callable[[int], Mapping[str, Any]],
+        *,
+        lasting: bool = False,
     ) -> None:
         self.described = tensors
         """Every tensor, before anything arrives."""
+        self.lasting = lasting
+        """Whether arrays keep their numbers until other weights have been loaded: an engine may run them in place."""
         self._plan, self._fetch = plan, fetch
         self._bucket = {name: index for index, names in enumerate(plan) for name in names}
         self._held: tuple[int, Mapping[str, Any]] = -1, {}

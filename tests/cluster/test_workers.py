@@ -59,6 +59,8 @@ def recipe(model: Path, *overrides: str) -> Resolved:
     return load(ROOT / "recipes/tiny.yaml", [f"model.path={model}", "cluster.kind=ray", *overrides])
 
 
+SMALL = ("cluster.sync_bucket_mb=0.01",)
+"""Several buckets even of a tiny model."""
 SETTINGS = RolloutSettings(
     group_size=4, max_completion_tokens=12, max_path_tokens=512, sampling=Sampling(), max_concurrent_groups=2
 )
@@ -151,12 +153,33 @@ def test_a_broadcast_outlives_a_worker_and_every_worker_ends_with_the_learners_w
             ray.kill(actor)
 
 
+def test_workers_share_the_learners_memory_and_one_that_cannot_gets_the_weights_through_the_store(
+    cluster: None, model: Path
+) -> None:
+    with ray_workers(recipe(model, "cluster.rollout_workers=2", *SMALL).recipe, model, model, 1) as parts:
+        rollouts, learner, sync = parts
+        first = sync.push(learner)
+        assert sync._near == [True, True]
+        assert first.sent_bytes == first.num_bytes and first.link_bytes_per_s > 0
+        ray.kill(rollouts.workers[1])
+        assert sync.push(learner).fingerprint == first.fingerprint  # the new worker's weights came with its start
+        assert rollouts.num_replaced == 1
+        assert sync.push(learner).fingerprint == first.fingerprint and sync._near == [True, True]
+        sync._near = [True, False]  # as on two machines
+        assert sync.push(learner).fingerprint == first.fingerprint
+        sync._near = [True, True]
+        assert sync.push(learner).fingerprint == first.fingerprint
+        for actor in [*rollouts.workers, *learner.ranks]:
+            ray.kill(actor)
+
+
 def test_ray_ranks_and_one_process_train_the_same_weights(cluster: None, model: Path, tmp_path: Path) -> None:
     runs = {
         "local": ["cluster.kind=local"],
         "workers": ["cluster.rollout_workers=2"],
-        "changes": ["cluster.rollout_workers=2", "cluster.sync_bucket_mb=0.01", "cluster.sync_changes=true"],
-        "broadcast": ["cluster.rollout_workers=2", "cluster.sync_over=gloo", "cluster.sync_bucket_mb=0.01"],
+        "store": ["cluster.rollout_workers=2", "cluster.sync_over=store"],
+        "changes": ["cluster.rollout_workers=2", *SMALL, "cluster.sync_over=store", "cluster.sync_changes=true"],
+        "broadcast": ["cluster.rollout_workers=2", *SMALL, "cluster.sync_over=gloo"],
         "ranks": ["cluster.learner_ranks=2", "learner.kind=ddp"],
     }
     found = {}
@@ -180,7 +203,8 @@ def test_ray_ranks_and_one_process_train_the_same_weights(cluster: None, model: 
     # A random model earns no reward; the entropy bonus is what moves the weights here.
     assert any(not np.array_equal(weights, start[name]) for name, weights in found["local"].items() if name in start)
     for name, weights in found["local"].items():
-        assert np.array_equal(weights, found["workers"][name]), name
+        for alike in ("workers", "store", "changes", "broadcast"):
+            assert np.array_equal(weights, found[alike][name]), (alike, name)
         # Two ranks add the same numbers in another order. Adam divides by the root of tiny second moments, so a
         # difference of 1e-7 in a gradient near 0 can grow to a part of the learning rate (1e-3), never beyond it.
         assert np.abs(weights - found["ranks"][name]).max() <= 1e-3, name
