@@ -167,6 +167,11 @@ def _memory(recipe: Recipe, model: ModelFacts) -> Iterator[str]:
         f"rollout worker at most {_gib(weights + cache)}: weights {_gib(weights)}, "
         f"keys and values {_gib(cache)} if {trajectories} trajectories filled the context and shared nothing"
     )
+    if recipe.cluster.kind == "ray" and recipe.cluster.sync_over == "memory":
+        yield (
+            f"first rank's machine {_gib(2 * weights)} more: two versions of the weights in memory that all workers "
+            "there share; on a CPU they run in it and keep no weights of their own"
+        )
 
 
 def _tokens(recipe: Recipe) -> Iterator[str]:
