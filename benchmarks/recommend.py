@@ -38,7 +38,7 @@ from rlkit.catalogue.trie import ABSENT, Trie
 from rlkit.data.sequences import Case, Sequences
 from rlkit.metrics import bootstrap_mean
 
-__all__ = ["Ranking", "main", "measures", "summary"]
+__all__ = ["Ranking", "main", "measures", "prompts", "summary", "weights_of"]
 
 CUTOFFS = (1, 3, 5, 10)
 SHOWN = 10
@@ -142,8 +142,6 @@ def semantic_ids(
     """A model of semantic IDs, ranked by constrained beam search."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from rlkit.render import Renderer
-
     for place in (folder, weights):
         source.check_model(place, setting="--model")
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -151,31 +149,35 @@ def semantic_ids(
     model: Any = AutoModelForCausalLM.from_pretrained(
         weights, dtype=getattr(torch, given.dtype), local_files_only=True
     ).eval()
-    renderer, start = Renderer(tokenizer), time.perf_counter()
-    from rlkit.records import Message
-
-    prompts = []
-    for case in cases:
-        text = "".join(catalogue.sid_texts[catalogue.row_of[item]] for item in case.history)
-        prompts.append(renderer.prompt([Message(role="user", content=text)])[0])
+    start, shown = time.perf_counter(), prompts(tokenizer, catalogue, cases)
 
     def progress(done: int) -> None:
         if done % 1024 < given.batch:
             print(f"  {done} of {len(cases)}, {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
 
     ranked, _ = rank_leaves(
-        model, prompts, trie, width=given.beam, batch=given.batch, normalise=given.normalise, progress=progress
+        model, shown, trie, width=given.beam, batch=given.batch, normalise=given.normalise, progress=progress
     )
     ties: Ties = given.ties
     before, size = places(ranked, trie.leaf_of_item[_targets(catalogue, cases)], trie, ties)
     return Ranking(before=before, size=size, first=ranked[:, :SHOWN], leaves=True)
 
 
+def prompts(tokenizer: Any, catalogue: Catalogue, cases: Sequence[Case]) -> list[NDArray[np.int32]]:
+    """Histories as the model reads them: one semantic ID after the other."""
+    from rlkit.records import Message
+    from rlkit.render import Renderer
+
+    renderer = Renderer(tokenizer)
+    texts = ("".join(catalogue.sid_texts[catalogue.row_of[item]] for item in case.history) for case in cases)
+    return [renderer.prompt([Message(role="user", content=text)])[0] for text in texts]
+
+
 def _targets(items: Catalogue, cases: Sequence[Case]) -> Ints:
     return np.array([items.row_of[case.targets[0]] for case in cases], np.int64)
 
 
-def _weights(folder: Path) -> Path:
+def weights_of(folder: Path) -> Path:
     """A model's folder, a checkpoint, or a run's newest checkpoint."""
     from rlkit.checkpoint import CheckpointStore
 
@@ -232,7 +234,7 @@ def main() -> None:
                 settings = SasRecSettings(places=given.max_history, max_epochs=given.epochs, dropout=given.dropout)
                 found = sasrec(source, cases, settings, seed)
             elif folder:
-                weights = _weights(Path(folder))
+                weights = weights_of(Path(folder))
                 found = semantic_ids(source, cases, given.model or weights, weights, given)
             else:
                 raise SystemExit(f"error: '{system}' is none of popularity, sasrec, NAME=FOLDER")

@@ -2,21 +2,28 @@
 
     python -m benchmarks.sid                              all parts, writes benchmarks/results/sid.json and sid.md
     python -m benchmarks.sid --parts decode --beams 4     one part, another size
+    python -m benchmarks.sid --model MODEL --run RUN      with the part `worth`, on a run of v_star_cpu.yaml
 
     learner   forward and backward of one request's candidates: one tree, or a row per candidate with its own history
     decode    users per second of a constrained beam search: the trie engine, and `generate` with a
-              `prefix_allowed_tokens_fn` over a dictionary of prefixes, as MiniOneRec decodes; equal beams
+              `prefix_allowed_tokens_fn` over a dictionary of prefixes, as MiniOneRec decodes. Equal beams: the peer
+              renormalises over what is allowed too, which its published form does not
     search    VED and beam at the same token budget: users per second, tokens, forwards in sequence
     scale     the engine's beam on catalogues of a thousand to a million items
+    worth     a trained policy and value head: how many held-out users find their next item among the candidates of
+              VED and of a beam, as many candidates for as many tokens
 
-The model is random: speed does not depend on its weights. Times are medians of `--rounds`, taken in turn.
+The model of the others is random: speed does not depend on its weights. Times are medians of `--rounds`, taken in turn.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,16 +32,22 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.machine import machine
+from benchmarks.recommend import prompts as shown_histories
+from benchmarks.recommend import weights_of
 from rlkit.algorithms import grpo
+from rlkit.catalogue.items import Catalogue
 from rlkit.catalogue.trie import Trie
 from rlkit.data.packing import pack
+from rlkit.data.sequences import Sequences
 from rlkit.learner.gradient import add_gradients
 from rlkit.learner.tree_policy import TreePolicy
+from rlkit.metrics import bootstrap_mean
 from rlkit.models.value_head import add_value_head
 from rlkit.policy.base import GrowRequest, Sampling
+from rlkit.policy.invariance import VARIABLE, strict_mode
 from rlkit.policy.trie_engine import TrieEngine
 from rlkit.policy.ved import VedSettings
 from rlkit.records import Leaf, Node, RewardTerm, SamplingState, ScoredTree, Task, Tree
@@ -86,7 +99,7 @@ def histories(num_users: int, length: int, vocab: int, seed: int = 0) -> list[ND
     return [rng.integers(SPECIAL, vocab, length).astype(np.int32) for _ in range(num_users)]
 
 
-def engine(net: LlamaForCausalLM, trie: Trie, **settings: Any) -> TrieEngine:
+def engine(net: Any, trie: Trie, **settings: Any) -> TrieEngine:
     """The trie engine, as a run has it."""
     return TrieEngine(TrieEngine.Config(**settings), model=net, tokenizer=Letters(), trie=trie, seed=0)
 
@@ -255,6 +268,7 @@ def decode(given: argparse.Namespace) -> Iterator[Row]:
                 max_new_tokens=given.levels,
                 do_sample=False,
                 length_penalty=0.0,
+                renormalize_logits=True,
                 prefix_allowed_tokens_fn=look_up,
             )
 
@@ -264,7 +278,6 @@ def decode(given: argparse.Namespace) -> Iterator[Row]:
                 [[grown.tree.token(n) for n in grown.tree.path(leaf)] for leaf in grown.candidates]
                 for grown in running.search(asked)
             ]
-            # Theirs sums log-probabilities over the whole vocabulary and masks the rest, so it orders beams otherwise.
             legal = all(int(trie.walk(np.array([path]))[0]) >= 0 for user in (*answers, *found) for path in user)
             engine_s, peer_s = timed(given.rounds, lambda a=asked: running.search(a), peer)
         yield {
@@ -330,11 +343,52 @@ def scale(given: argparse.Namespace) -> Iterator[Row]:
         }
 
 
+def worth(given: argparse.Namespace) -> Iterator[Row]:
+    """Trained weights; nothing where no run is named."""
+    if given.run is None:
+        return
+    tokenizer: Any = AutoTokenizer.from_pretrained(given.model, local_files_only=True)
+    items, trie = Catalogue.of_model(given.model, tokenizer.convert_tokens_to_ids)
+    source = Sequences(Sequences.Config(path=str(given.data), dataset=given.dataset, max_history=given.max_history))
+    source.check_model(given.model, setting="--model")
+    cases = source.cases("dev")[: given.held_out]
+    prompts, folder = shown_histories(tokenizer, items, cases), weights_of(given.run)
+    targets = trie.leaf_of_item[[items.row_of[case.targets[0]] for case in cases]]
+    for decoder in ("beam", "ved"):
+        net = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
+        add_value_head(net, "block" if decoder == "ved" else "none", folder)
+        settings = VedSettings(expand_root=trie.levels == 3)  # as v_star.yaml and v_star_cpu.yaml search
+        running = engine(net, trie, decoder=decoder, users=given.users, ved=settings)
+        for count in (16, 32, 64):
+            asked = requests(prompts, count, 1.0)
+            start = time.perf_counter()
+            grown = running.search(asked)
+            seconds = time.perf_counter() - start
+            found = [
+                bool({g.tree.trie_node[leaf] for leaf in g.candidates} & {target})
+                for g, target in zip(grown, targets.tolist(), strict=True)
+            ]
+            tokens = float(np.mean([g.tree.num_evaluated for g in grown]))
+            low, high = bootstrap_mean([float(hit) for hit in found], num_resamples=500)
+            yield {
+                "decoder": decoder,
+                "candidates": float(np.mean([len(g.candidates) for g in grown])),
+                "tokens": tokens,
+                "hit": float(np.mean(found)),
+                "low": low,
+                "high": high,
+                "hits_per_1000_tokens": 1000 * float(np.mean(found)) / tokens,
+                "forwards": float(np.mean([g.num_forwards for g in grown])),
+                "users_per_s": len(cases) / seconds,
+            }
+
+
 PARTS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "learner": learner,
     "decode": decode,
     "search": search,
     "scale": scale,
+    "worth": worth,
 }
 
 
@@ -374,8 +428,15 @@ def main() -> None:
     parser.add_argument("--beams", type=int, default=16)
     parser.add_argument("--users", type=int, default=32, help="decoded at the same time, by both sides")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000, 1_000_000])
+    parser.add_argument("--model", type=Path, help="folder with tokenizer and catalogue, of `worth`")
+    parser.add_argument("--run", type=Path, help="a run, or a checkpoint of it, of `worth`")
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("RLKIT_DATA", "data"), "seqrec"))
+    parser.add_argument("--dataset", default="office")
+    parser.add_argument("--max-history", type=int, default=10)
+    parser.add_argument("--held-out", type=int, default=1000, help="users of the validation split")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/sid.json"))
     given = parser.parse_args()
+    os.environ.setdefault(VARIABLE, strict_mode())  # before the first product of the process
     torch.set_num_threads(given.threads)
     head, results = machine(given.threads), dict[str, list[Row]]()
     for part in given.parts:
@@ -383,10 +444,10 @@ def main() -> None:
         for row in PARTS[part](given):
             results[part].append(row)
             print(part, {name: _cell(value) for name, value in row.items()}, flush=True)
-    settings = {name: value for name, value in vars(given).items() if name != "out"}
+    settings = {n: str(v) if isinstance(v, Path) else v for n, v in vars(given).items() if n != "out"}
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps({"machine": head, "settings": settings, "results": results}, indent=1) + "\n")
-    command = "python -m benchmarks.sid"
+    command = shlex.join(["python", "-m", "benchmarks.sid", *sys.argv[1:]])
     given.out.with_suffix(".md").write_text(report(results, head, command), encoding="utf-8")
 
 
