@@ -289,6 +289,24 @@ class Tree:
         return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
 
     @cached_property
+    def parents(self) -> Ints:
+        """[N] index of each node's parent, -1 for the root."""
+        return np.array([node.parent for node in self.nodes], dtype=np.int32)
+
+    @cached_property
+    def token_ids(self) -> Ints:
+        """[T] what the nodes hold."""
+        return np.concatenate([node.token_ids for node in self.nodes])
+
+    @cached_property
+    def positions(self) -> Ints:
+        """[T] position along the path from the root, 0-based."""
+        depths, lengths = np.zeros(len(self.nodes), np.int32), np.diff(self.offsets)
+        for index, parent in enumerate(self.parents[1:], start=1):
+            depths[index] = depths[parent] + lengths[parent]
+        return np.arange(self.num_tokens, dtype=np.int32) + np.repeat(depths - self.offsets[:-1], lengths)
+
+    @cached_property
     def node_ends(self) -> Ints:
         """[N] index of the first node after each node's subtree."""
         ends = np.arange(1, len(self.nodes) + 1, dtype=np.int32)
@@ -463,14 +481,13 @@ class CreditedTree:
         return self.values is None and not any(path.advantages.any() for path in self.paths)
 
     def _sum(self, kind: Literal["positive", "negative", "weight"]) -> Floats:
-        total = np.zeros(self.tree.num_tokens)
-        for path in self.paths:
-            value = path.weights
-            if kind != "weight":
-                keep = path.advantages >= 0 if kind == "positive" else path.advantages < 0
-                value = np.where(keep, path.weights * path.advantages, 0.0)
-            np.add.at(total, path.tokens, value)
-        return total
+        tokens, advantages, values = (
+            np.concatenate([np.zeros(0), *(getattr(path, name) for path in self.paths)])
+            for name in ("tokens", "advantages", "weights")
+        )
+        if kind != "weight":
+            values = np.where((advantages >= 0) == (kind == "positive"), values * advantages, 0.0)
+        return np.bincount(tokens.astype(np.int64), values, minlength=self.tree.num_tokens)
 
     @cached_property
     def c_pos(self) -> Floats:

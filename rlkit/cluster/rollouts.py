@@ -75,6 +75,13 @@ class RayRetriever:
             return [Retrieval(status=f"failed: {type(error).__name__}")] * len(queries)
 
 
+def _ended(answers: list[Any]) -> list[Any]:
+    """At least one, and all that are there by then: with many workers asking for one at a time is what costs."""
+    ray.wait(answers, num_returns=1)
+    ready: list[Any] = ray.wait(answers, num_returns=len(answers), timeout=0)[0]
+    return ready
+
+
 class RolloutWorker:
     """One process that samples."""
 
@@ -254,14 +261,16 @@ class RayRollouts:
                 task = waiting.popleft()
                 running[self.workers[worker].tree.remote(tasks[task], settings)] = worker, task
                 load[worker] += 1
-            (ready, *_), _ = ray.wait(list(running), num_returns=1)
-            worker, task = running.pop(ready)
-            try:
-                results[task] = ray.get(ready)
-            except DIED as error:
-                lost = [ref for ref, (owner, _) in running.items() if owner == worker]
-                waiting.extendleft(sorted([task, *(running.pop(ref)[1] for ref in lost)], reverse=True))
-                self._replace(worker, error)
+            for answer in _ended(list(running)):
+                if answer not in running:  # its worker died before it was read, and it is rolled out again
+                    continue
+                worker, task = running.pop(answer)
+                try:
+                    results[task] = ray.get(answer)
+                except DIED as error:
+                    lost = [ref for ref, (owner, _) in running.items() if owner == worker]
+                    waiting.extendleft(sorted([task, *(running.pop(ref)[1] for ref in lost)], reverse=True))
+                    self._replace(worker, error)
         return [results[index] for index in range(len(tasks))]
 
     async def advance(self, draw: Draw, settings: RolloutSettings, past: Past) -> Progress:

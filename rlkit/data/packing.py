@@ -139,14 +139,14 @@ def _nodes_of(tree: Tree, path: CreditPath) -> set[int]:
 def _parts(tree_index: int, credited: CreditedTree, row_tokens: int) -> list[_Part]:
     """The tree whole if it fits the row, else cut by leaves into parts that do."""
     tree = credited.tree
-    lengths = np.diff(tree.offsets)
+    lengths: list[int] = np.diff(tree.offsets).tolist()
     parts: list[_Part] = []
     paths: list[CreditPath] = []
     nodes: set[int] = set()
+    cost = 0
 
     def flush() -> None:
         if paths:
-            cost = int(lengths[list(nodes)].sum())
             parts.append(
                 _Part(tree_index=tree_index, tree=tree, paths=tuple(paths), nodes=tuple(sorted(nodes)), cost=cost)
             )
@@ -154,17 +154,19 @@ def _parts(tree_index: int, credited: CreditedTree, row_tokens: int) -> list[_Pa
     # Depth-first order of the last token keeps paths that share a prefix in the same part.
     for path in sorted((p for p in credited.paths if len(p.tokens)), key=lambda p: int(p.tokens[-1])):
         needed = _nodes_of(tree, path)
-        alone = int(lengths[list(needed)].sum())
+        alone = sum(lengths[node] for node in needed)
         if alone > row_tokens:
             raise LearnerError(
                 f"learner.row_tokens: {row_tokens} is less than one path of task {tree.task.id} ({alone} tokens); "
                 f"raise it to at least {alone} or lower model.max_context"
             )
-        if nodes and int(lengths[list(nodes | needed)].sum()) > row_tokens:
+        more = sum(lengths[node] for node in needed - nodes)
+        if nodes and cost + more > row_tokens:
             flush()
-            paths, nodes = [], set()
+            paths, nodes, cost, more = [], set(), 0, alone
         paths.append(path)
         nodes |= needed
+        cost += more
     flush()
     return parts if credited.values is None else _share_out(parts, credited.values)
 
@@ -188,84 +190,77 @@ def _row(parts: Sequence[_Part]) -> Row:
     base = scored = num_paths = num_states = 0
     support_sizes: list[np.ndarray] = []
     for part in parts:
-        tree = part.tree
-        inner = {tree.nodes[node].parent for node in part.nodes}
-        # The last token of a node without children here is a target only.
-        valued = part.values is not None
-        kept = {node: len(tree.nodes[node].token_ids) - (node not in inner and not valued) for node in part.nodes}
-        start: dict[int, int] = {}
-        end: dict[int, int] = {}
-        depth = {-1: 0}
-        cursor = base
-        for node in part.nodes:
-            start[node] = cursor
-            cursor += kept[node]
-            depth[node] = depth[tree.nodes[node].parent] + len(tree.nodes[node].token_ids)
-        for node in reversed(part.nodes):
-            end.setdefault(node, start[node] + kept[node])
-            parent = tree.nodes[node].parent
-            end[parent] = max(end.get(parent, 0), end[node])
-        score_of = np.full(tree.num_tokens, -1, dtype=np.int64)
-        credited = np.zeros(tree.num_tokens, dtype=bool)
-        for path in part.paths:
-            credited[path.tokens] = True
-        first = scored
-        for node in part.nodes:
-            record, size, offset = tree.nodes[node], kept[node], int(tree.offsets[node])
-            begin = depth[record.parent]
-            out["token_ids"].append(record.token_ids[:size])
-            out["positions"].append(np.arange(begin, begin + size))
-            out["end"].append(np.full(size, end[node]))
-            wanted = np.flatnonzero(credited[offset : offset + len(record.token_ids)])
-            if not len(wanted):
-                continue
-            if record.parent == -1:
-                raise LearnerError(f"task {tree.task.id}: a policy node has no prompt before it")
-            assert record.sampling is not None and record.behavior_logprobs is not None
-            # Inside the node the token before scores; the first token is scored by the parent's last.
-            before = start[record.parent] + kept[record.parent] - 1
-            out["score_positions"].append(np.where(wanted == 0, before, start[node] + wanted - 1))
-            out["targets"].append(record.token_ids[wanted])
-            out["temperature"].append(np.full(len(wanted), record.sampling.temperature))
-            out["behavior_logprobs"].append(record.behavior_logprobs[wanted])
-            offsets, ids = record.sampling.support_offsets, record.sampling.support_ids
-            if offsets is None or ids is None:
-                support_sizes.append(np.zeros(len(wanted), np.int64))
-            else:
-                support_sizes.append(np.diff(offsets)[wanted].astype(np.int64))
-                out["support_ids"].extend(ids[offsets[i] : offsets[i + 1]] for i in wanted)
-            out["origin_tree"].append(np.full(len(wanted), part.tree_index))
-            out["origin_token"].append(offset + wanted)
-            score_of[offset + wanted] = scored + np.arange(len(wanted))
-            scored += len(wanted)
-        c_pos, c_neg, weight = (np.zeros(scored - first) for _ in range(3))
-        for path in part.paths:
-            where = score_of[path.tokens]
-            gain = path.weights * path.advantages
-            np.add.at(c_pos, where - first, np.where(path.advantages >= 0, gain, 0.0))
-            np.add.at(c_neg, where - first, np.where(path.advantages < 0, gain, 0.0))
-            np.add.at(weight, where - first, path.weights)
-            out["path_index"].append(np.full(len(where), num_paths))
-            out["path_token"].append(where)
-            out["path_advantage"].append(path.advantages)
-            out["path_weight"].append(path.weights)
-            num_paths += 1
-        out["c_pos"].append(c_pos)
-        out["c_neg"].append(c_neg)
-        out["weight"].append(weight)
+        tree, nodes = part.tree, np.array(part.nodes)
+        offsets, parents = tree.offsets[nodes], tree.parents[nodes]
+        kept = np.diff(tree.offsets)[nodes]
+        if part.values is None:  # the last token of a node without children here is a target only
+            childless = np.ones(len(tree.nodes), bool)
+            childless[parents[1:]] = False
+            kept = kept - childless[nodes]
+        start = base + np.concatenate([[0], np.cumsum(kept)])  # and where the last node ends
+        taken = np.arange(base, start[-1]) + np.repeat(offsets - start[:-1], kept)
+        out["token_ids"].append(tree.token_ids[taken])
+        out["positions"].append(tree.positions[taken])
+        out["end"].append(np.repeat(start[np.searchsorted(nodes, tree.node_ends[nodes])], kept))
+
+        tokens = np.concatenate([path.tokens for path in part.paths])
+        place = np.full(tree.num_tokens, -1)  # of a token among those of the row that are scored
+        place[tokens] = 0
+        targets = np.flatnonzero(place == 0)
+        place[targets] = np.arange(scored, scored + len(targets))
+        owner = np.searchsorted(offsets, targets, side="right") - 1
+        if (parents[owner] < 0).any():
+            raise LearnerError(f"task {tree.task.id}: a policy node has no prompt before it")
+        # Inside the node the token before scores; the first token is scored by the parent's last.
+        last, inside = start[1:] - 1, targets - offsets[owner]
+        before = last[np.searchsorted(nodes, parents)][owner]
+        out["score_positions"].append(np.where(inside == 0, before, start[owner] + inside - 1))
+        out["targets"].append(tree.token_ids[targets])
+        out["behavior_logprobs"].append(tree.behavior_logprobs[targets])
+        out["origin_tree"].append(np.full(len(targets), part.tree_index))
+        out["origin_token"].append(targets)
+        support_sizes.append(_add_sampling(out, part, owner, inside))
+
+        lengths = [len(path.tokens) for path in part.paths]
+        out["path_index"].append(np.repeat(np.arange(num_paths, num_paths + len(lengths)), lengths))
+        out["path_token"].append(place[tokens])
+        out["path_advantage"].extend(path.advantages for path in part.paths)
+        out["path_weight"].extend(path.weights for path in part.paths)
         if part.values is not None:
-            last = {node: start[node] + kept[node] - 1 for node in part.nodes}
-            num_states += _add_states(out, part, part.values, last, num_states)
-        base = cursor
+            num_states += _add_states(out, part, part.values, dict(zip(part.nodes, last, strict=True)), num_states)
+        base, scored, num_paths = int(start[-1]), scored + len(targets), num_paths + len(lengths)
     sizes = np.concatenate(support_sizes) if support_sizes else np.zeros(0, np.int64)
     out["support_offsets"] = [np.concatenate([[0], np.cumsum(sizes)])]
-    unknown = [np.full(scored, np.nan)]
-    out["reference_logprobs"] = out["proximal_logprobs"] = unknown
+    out["reference_logprobs"] = out["proximal_logprobs"] = [np.full(scored, np.nan)]
     arrays: dict[str, Any] = {
-        name: np.concatenate(pieces or [np.zeros(0)]).astype(np.float64 if name in _FLOATS else np.int64)
+        name: np.concatenate(
+            pieces or [np.zeros(0)], dtype=np.float64 if name in _FLOATS else np.int64, casting="unsafe"
+        )
         for name, pieces in out.items()
     }
+    gain, praised = arrays["path_weight"] * arrays["path_advantage"], arrays["path_advantage"] >= 0
+    sums = {
+        "c_pos": np.where(praised, gain, 0.0),
+        "c_neg": np.where(praised, 0.0, gain),
+        "weight": arrays["path_weight"],
+    }
+    for name, values in sums.items():
+        arrays[name] = np.bincount(arrays["path_token"], values, minlength=scored)
     return Row(**arrays)
+
+
+def _add_sampling(out: dict[str, list[np.ndarray]], part: _Part, owner: Ints, inside: Ints) -> Ints:
+    """Append how each scored token was drawn, of nodes `owner` of the part; returns the sizes of their kept sets."""
+    records = [part.tree.nodes[node].sampling for node in part.nodes]
+    temperatures = np.array([np.nan if one is None else one.temperature for one in records])
+    out["temperature"].append(temperatures[owner])
+    sizes = np.zeros(len(owner), np.int64)
+    for index, one in enumerate(records):
+        if one is not None and one.support_offsets is not None and one.support_ids is not None:
+            offsets, wanted = one.support_offsets, inside[owner == index]
+            sizes[owner == index] = np.diff(offsets)[wanted]
+            out["support_ids"].extend(one.support_ids[offsets[i] : offsets[i + 1]] for i in wanted)
+    return sizes
 
 
 def _add_states(
