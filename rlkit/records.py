@@ -487,7 +487,7 @@ class CreditedTree:
         )
         if kind != "weight":
             values = np.where((advantages >= 0) == (kind == "positive"), values * advantages, 0.0)
-        return np.bincount(tokens.astype(np.int64), values, minlength=self.tree.num_tokens)
+        return np.asarray(np.bincount(tokens.astype(np.int64), values, minlength=self.tree.num_tokens), np.float64)
 
     @cached_property
     def c_pos(self) -> Floats:
