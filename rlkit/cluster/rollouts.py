@@ -36,7 +36,7 @@ from rlkit.sync.broadcast import Backend, BroadcastGroup
 from rlkit.sync.link import copy_speed
 from rlkit.sync.segment import Place, Segment
 
-__all__ = ["RayRetriever", "RayRollouts", "RetrieverActor", "RolloutWorker"]
+__all__ = ["RayRetriever", "RayRollouts", "RetrieverActor", "RolloutWorker", "retriever_actor"]
 
 log = logging.getLogger(__name__)
 MAX_REPLACEMENTS = 20
@@ -58,6 +58,16 @@ class RetrieverActor:
     async def ask(self, method: str, *arguments: Any, **settings: Any) -> Any:
         """Call a method of `rlkit.retriever.Refreshable`."""
         return getattr(self.retriever, method)(*arguments, **settings)
+
+
+def retriever_actor(recipe: Recipe, *, restarts: int) -> Any:
+    """Start it. One that dies is built anew from the recipe, `restarts` times, and asked again what it was asked.
+
+    That answers as before only where the index is that of the recipe: one that follows the run dies for good.
+    """
+    options = actor_options(threads=1, cpus=0) | {"max_concurrency": 1000}
+    again = {"max_restarts": restarts, "max_task_retries": -1 if restarts else 0}
+    return ray.remote(RetrieverActor).options(**options, **again).remote(recipe)
 
 
 class RayRetriever:
@@ -165,9 +175,9 @@ class RayRollouts:
         self.index: RayIndex | None = None
         """The shared retriever, where its index may follow the run."""
         if recipe.retriever is not None:
-            options = actor_options(threads=1, cpus=0) | {"max_concurrency": 1000}
-            retriever = ray.remote(RetrieverActor).options(**options).remote(recipe)
-            self.index = RayIndex(retriever) if hasattr(recipe.retriever.load(), "restore_index") else None
+            follows = hasattr(recipe.retriever.load(), "restore_index")
+            retriever = retriever_actor(recipe, restarts=0 if follows else MAX_REPLACEMENTS)
+            self.index = RayIndex(retriever) if follows else None
         self._make = lambda: (
             ray.remote(RolloutWorker)
             .options(**actor_options(cluster.threads_per_worker, cluster.gpus_per_rollout_worker), max_concurrency=1000)

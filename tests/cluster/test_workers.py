@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ ray = pytest.importorskip("ray", reason="the cluster extra is not installed")
 from safetensors.numpy import load_file  # noqa: E402
 
 from rlkit.cluster import ray_workers  # noqa: E402
-from rlkit.cluster.rollouts import RayRollouts  # noqa: E402
+from rlkit.cluster.rollouts import RayRetriever, RayRollouts, retriever_actor  # noqa: E402
 from rlkit.cluster.weights import Parcel  # noqa: E402
 from rlkit.config import Resolved, load  # noqa: E402
 from rlkit.errors import RecipeError  # noqa: E402
@@ -107,6 +108,22 @@ def test_a_killed_worker_is_replaced_and_its_trees_are_the_same(cluster: None, m
     assert [bits(tree) for tree in rollouts.collect(draws, SETTINGS)] == wanted
     assert rollouts.num_replaced == 1
     assert evaluation_settings(resolved.recipe).group_size == 1
+
+
+def test_a_retriever_that_dies_is_built_anew_and_answers_as_before(cluster: None, model: Path) -> None:
+    actor = retriever_actor(recipe(model).recipe, restarts=3)
+    shared = RayRetriever(actor)
+    queries = ["who founded the company?", "where was it?"]
+
+    async def searched() -> list[object]:
+        return list(await shared.search(queries, 2))
+
+    before = asyncio.run(searched())
+    ray.kill(actor, no_restart=False)
+    assert asyncio.run(searched()) == before
+    assert all(found.status == "ok" for found in before)
+    ray.kill(actor)
+    assert [found.status for found in asyncio.run(searched())] == ["failed: ActorDiedError"] * 2
 
 
 def test_a_worker_that_is_replaced_is_told_the_weights_and_every_change_since(cluster: None, model: Path) -> None:
