@@ -2,7 +2,8 @@
 
     python -m rlkit.launch.sid model ITEMS OUT          a small model of the catalogue, or --base with its tokens added
     python -m rlkit.launch.sid embed ITEMS OUT          text embeddings of the items, for rewards and for
-    python -m rlkit.launch.sid tokenize ITEMS VECTORS OUT    the same items with semantic IDs of our own
+    python -m rlkit.launch.sid tokenize ITEMS VECTORS OUT    the same items with semantic IDs of our own; rewards then
+                                                             need the embeddings under these: --vectors-out
 
 ITEMS is an `items.jsonl.gz`. Every command prints what it made.
 """
@@ -22,7 +23,7 @@ import numpy as np
 
 from rlkit.catalogue.items import Catalogue
 from rlkit.catalogue.rows import read_rows, write_rows
-from rlkit.catalogue.vectors import read_vectors, write_vectors
+from rlkit.catalogue.vectors import read_vectors, relabelled, write_vectors
 from rlkit.errors import DataError, RlkitError
 from rlkit.models.pretrained import OFFLINE
 from rlkit.semantic_ids.codes import made_unique, sid_tokens, statistics
@@ -137,6 +138,8 @@ def _tokenize(given: argparse.Namespace) -> str:
         raise FileExistsError(f"{given.out} exists; name a new file, or remove it")
     given.out.parent.mkdir(parents=True, exist_ok=True)
     write_rows(given.out, ({**row, "sid": sid} for row, sid in zip(rows, sid_tokens(codes), strict=True)))
+    if given.vectors_out is not None:
+        relabelled(given.vectors, given.vectors_out, Catalogue.read(given.out))
     return f"{given.out}: {found}"
 
 
@@ -178,6 +181,7 @@ def _parser() -> argparse.ArgumentParser:
     tokenize.add_argument("items", type=Path, metavar="ITEMS")
     tokenize.add_argument("vectors", type=Path, metavar="VECTORS")
     tokenize.add_argument("out", type=Path, metavar="OUT", help="a new items.jsonl.gz")
+    tokenize.add_argument("--vectors-out", type=Path, help="also write the embeddings under the new semantic IDs here")
     tokenize.add_argument("--method", choices=("rq-kmeans", "rq-vae"), default="rq-kmeans")
     tokenize.add_argument("--levels", type=int, default=3)
     tokenize.add_argument("--size", type=int, default=256, help="codes per level")

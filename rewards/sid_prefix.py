@@ -75,7 +75,10 @@ def sid_prefix(
         raise RewardError(f"weights: {len(weights)} numbers for a target of {len(target)} levels ({task.answers[:1]})")
     table = _table(vectors)
     if "".join(target) not in table:
-        raise RewardError(f"vectors: {vectors} has none for the target {''.join(target)}")
+        raise RewardError(
+            f"vectors: {vectors} has none for the target {''.join(target)}; those made before the semantic IDs are "
+            "written again under them by: python -m rlkit.launch.sid tokenize ... --vectors-out FILE"
+        )
     answers = list(dict.fromkeys(t.answer for t in trajectories if t.answer is not None and t.answer in table))
     rewards = level_rewards(
         [split_sid(answer) for answer in answers],

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rlkit.catalogue.items import Catalogue
 from rlkit.errors import DataError
 
-__all__ = ["read_vectors", "sid_vectors", "write_vectors"]
+__all__ = ["read_vectors", "relabelled", "sid_vectors", "write_vectors"]
 
 Floats = NDArray[np.float64]
 
@@ -29,6 +29,18 @@ def write_vectors(file: Path, catalogue: Catalogue, vectors: NDArray[np.floating
     }
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file({"vectors": np.ascontiguousarray(vectors, np.float32)}, file, metadata=header)
+
+
+def relabelled(source: Path, target: Path, catalogue: Catalogue) -> None:
+    """The same embeddings under the semantic IDs of `catalogue`. Raises `DataError` if it has other items."""
+    from safetensors import safe_open
+
+    vectors, item_ids, _ = read_vectors(source)
+    if item_ids != list(catalogue.item_ids):
+        raise DataError(f"{source}: is of other items than the catalogue; make it again with: embed")
+    with safe_open(source, framework="np") as stored:
+        made_by = stored.metadata().get("made_by", "")
+    write_vectors(target, catalogue, vectors, made_by=made_by)
 
 
 def read_vectors(file: Path) -> tuple[Floats, list[int], list[str]]:

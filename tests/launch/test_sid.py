@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rlkit.catalogue.items import Catalogue
-from rlkit.catalogue.vectors import read_vectors
+from rlkit.catalogue.vectors import read_vectors, sid_vectors
 from rlkit.launch import sid
 from tests.catalogue.shop import ITEMS, write
 
@@ -47,6 +48,19 @@ def test_texts_become_vectors_and_vectors_semantic_ids(
     assert found.titles == Catalogue.read(items).titles
     assert run(*command) == 1
     assert "name a new file" in capsys.readouterr().err
+
+
+def test_embeddings_made_before_the_semantic_ids_are_written_again_under_them(tmp_path: Path) -> None:
+    items = tmp_path / "bare.jsonl.gz"
+    write(items, [{key: value for key, value in row.items() if key != "sid"} for row in ITEMS])
+    before, after, made = tmp_path / "before.safetensors", tmp_path / "after.safetensors", tmp_path / "made.jsonl.gz"
+    run("embed", items, before, "--lsa", "--dim", 4)
+    assert list(sid_vectors(before)) == [f"<i_{row['item_id']}>" for row in ITEMS]
+    assert run("tokenize", items, before, made, "--levels", 2, "--size", 2, "--unique", "--vectors-out", after) == 0
+    found, catalogue = sid_vectors(after), Catalogue.read(made)
+    vectors, _, _ = read_vectors(before)
+    assert len(found) == 6
+    assert all(np.array_equal(found[sid], vector) for sid, vector in zip(catalogue.sid_texts, vectors, strict=True))
 
 
 def test_the_autoencoder_is_a_choice(items: Path, tmp_path: Path) -> None:
