@@ -236,7 +236,7 @@ class Cluster:
     sync_over: Literal["memory", "store", "gloo", "nccl"] = "memory"
     """How weights reach rollout workers under `kind: ray`: in memory that they share with the first rank (workers on
     other machines: as `store`), through Ray's object store, or as a broadcast from the first rank."""
-    sync_bucket_mb: float = 32.0
+    sync_bucket_mb: float = 128.0
     """Megabytes of weights that travel together under `kind: ray`, while the next ones are made."""
     sync_changes: bool = False
     """Send only elements that changed, for a thin network (`sync_over` not `memory`); learner and workers keep a copy
