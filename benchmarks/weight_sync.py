@@ -59,11 +59,14 @@ def parts_of(folder: Path, repeats: int) -> dict[str, float]:
         for name, array in arrays.items():
             np.copyto(targets[name], array)
 
-    return {
+    ray.init(address="local", num_cpus=1, include_dashboard=False)
+    found = {
         "one copy in memory": seconds(copy, repeats),
         "a put into Ray's object store": seconds(lambda: ray.put(arrays), repeats),
         "a fingerprint": seconds(lambda: fingerprint(arrays), repeats),
     }
+    ray.shutdown()
+    return found
 
 
 def main() -> None:
