@@ -150,18 +150,9 @@ class RaySync:
             self._seated = [] if broken else self._seated
         else:
             confirmed, _ = self.rollouts.load_weights(self._chain)
-        fingerprint, sent_bytes = ray.get(leaving)
-        confirm(fingerprint, confirmed, parcel.version)
-        self._chain_bytes += 0 if whole else sent_bytes
-        if not self._link:
-            self._link = self._measured(learner, parcel.num_bytes)
-        return SyncReport(
-            version=parcel.version,
-            num_bytes=parcel.num_bytes,
-            sent_bytes=sent_bytes,
-            link_bytes_per_s=self._link,
-            fingerprint=fingerprint,
-        )
+        report = self._report(learner, parcel, leaving, confirmed)
+        self._chain_bytes += 0 if whole else report.sent_bytes
+        return report
 
     def _share(self, learner: LearnerGroup) -> SyncReport:
         """Written once; workers of other machines get what was written through the object store."""
@@ -171,11 +162,14 @@ class RaySync:
             self._near = self.rollouts.near(parcel.slot.place)
             self._asked = list(self.rollouts.workers)
         confirmed, _ = self.rollouts.load_weights([parcel], again=lambda: [learner.resend(parcel)], near=self._near)
+        return self._report(learner, parcel, leaving, confirmed)
+
+    def _report(self, learner: LearnerGroup, parcel: Parcel, leaving: Any, confirmed: Sequence[str]) -> SyncReport:
+        """What the workers confirmed, compared with what left. Raises `SyncError`; measures the link once a run."""
         fingerprint, sent_bytes = ray.get(leaving)
         confirm(fingerprint, confirmed, parcel.version)
         if not self._link:
-            within = all(self._near)
-            self._link = learner.copy_speed(sent_bytes) if within else self._measured(learner, sent_bytes)
+            self._link = self._measured(learner, parcel.num_bytes)
         return SyncReport(
             version=parcel.version,
             num_bytes=parcel.num_bytes,
@@ -198,6 +192,8 @@ class RaySync:
         self._seated = list(self.rollouts.workers)
 
     def _measured(self, learner: LearnerGroup, num_bytes: int) -> float:
+        if self._near and all(self._near):
+            return learner.copy_speed(num_bytes)
         if not self._seated:
             return self.rollouts.link(learner.probe(num_bytes), num_bytes)
         sending = learner.send_probe(num_bytes)

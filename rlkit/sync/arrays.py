@@ -11,10 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["to_array", "to_tensor"]
+__all__ = ["dtype_of", "to_array", "to_tensor"]
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 """numpy has no bfloat16 of its own, so both ways go through the same 16 bits as integers."""
+
+
+def dtype_of(name: str) -> np.dtype[Any]:
+    """numpy's dtype of the name that torch and numpy share: `float32`, `bfloat16`."""
+    return BFLOAT16 if name == "bfloat16" else np.dtype(name)
 
 
 def to_array(tensor: Tensor) -> NDArray[Any]:

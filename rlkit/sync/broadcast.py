@@ -19,7 +19,7 @@ from safetensors.numpy import load, save
 from torch import Tensor
 
 from rlkit.errors import SyncError
-from rlkit.sync.arrays import BFLOAT16
+from rlkit.sync.arrays import dtype_of
 from rlkit.sync.buckets import Described
 from rlkit.sync.delta import Changed
 from rlkit.sync.link import probe
@@ -97,8 +97,7 @@ def unpacked(blob: bytes, tensors: Mapping[str, Described]) -> dict[str, Any]:
     for key, value in parts.items():
         name = key.split("\n")[0]
         if key == name:
-            dtype = BFLOAT16 if tensors[name].dtype == "bfloat16" else np.dtype(tensors[name].dtype)
-            found[name] = value.view(dtype).reshape(tensors[name].shape)
+            found[name] = value.view(dtype_of(tensors[name].dtype)).reshape(tensors[name].shape)
         elif key == name + VALUES:
             found[name] = Changed(parts[name + POSITIONS], value)
     return found

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlkit.errors import SyncError
-from rlkit.sync.arrays import BFLOAT16
+from rlkit.sync.arrays import dtype_of
 from rlkit.sync.buckets import Described
 
 __all__ = ["Place", "Segment", "Slot", "placed"]
@@ -101,7 +101,7 @@ class Segment:
         offsets, _ = placed(tensors)
         found = {}
         for name, tensor in tensors.items():
-            dtype = BFLOAT16 if tensor.dtype == "bfloat16" else np.dtype(tensor.dtype)
+            dtype = dtype_of(tensor.dtype)
             count, at = tensor.nbytes // dtype.itemsize, slot.offset + offsets[name]
             found[name] = np.frombuffer(self._memory, dtype, count, at).reshape(tensor.shape)
         return found
