@@ -238,8 +238,9 @@ def write_trees(path: Path, trees: Iterable[ScoredTree | CreditedTree], decode: 
     text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    # mtime=0: the same trees make the same bytes, so two runs can be compared by checksum.
-    partial.write_bytes(gzip.compress(text.encode("ascii"), mtime=0))
+    # mtime=0: the same trees make the same bytes, so two runs can be compared by checksum. Level 9, the default, takes
+    # fifteen times as long for 5 % less.
+    partial.write_bytes(gzip.compress(text.encode("ascii"), compresslevel=5, mtime=0))
     os.replace(partial, path)
 
 

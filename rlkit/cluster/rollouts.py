@@ -92,6 +92,22 @@ def _ended(answers: list[Any]) -> list[Any]:
     return ready
 
 
+def _got(answers: Sequence[Any], expected: tuple[type[Exception], ...] = DIED) -> list[Any]:
+    """Each answer, or the expected error in its place. One call for all: with many workers the calls are what costs."""
+    try:
+        found: list[Any] = ray.get(list(answers))
+        return found
+    except Exception:  # which of them failed is found one by one, and what nobody expects is raised there
+        return [_one(answer, expected) for answer in answers]
+
+
+def _one(answer: Any, expected: tuple[type[Exception], ...]) -> Any:
+    try:
+        return ray.get(answer)
+    except expected as error:
+        return error
+
+
 class RolloutWorker:
     """One process that samples."""
 
@@ -212,37 +228,33 @@ class RayRollouts:
             for worker, here in zip(self.workers, close, strict=True)
         ]
         out = []
-        for index, found in enumerate(confirmed):
-            try:
-                out.append(ray.get(found))
-            except DIED as error:
+        for index, found in enumerate(_got(confirmed, (*DIED, SyncError))):
+            if isinstance(found, DIED):
                 broken = True
-                out.append(self._replace(index, error))
-            except SyncError:
+                out.append(self._replace(index, found))
+            elif isinstance(found, SyncError):
                 if again is None:
-                    raise
+                    raise found
                 broken = True
                 out.append(ray.get(self.workers[index].load_weights.remote(again())))
+            else:
+                out.append(found)
         return out, broken
 
     def near(self, place: Place) -> list[bool]:
         """Which workers share the learner's memory now; one that died is replaced, and does not."""
         found = []
-        for index, answer in enumerate([worker.near.remote(place) for worker in self.workers]):
-            try:
-                found.append(bool(ray.get(answer)))
-            except DIED as error:
-                self._replace(index, error)
-                found.append(False)
+        for index, answer in enumerate(_got([worker.near.remote(place) for worker in self.workers])):
+            if isinstance(answer, DIED):
+                self._replace(index, answer)
+            found.append(answer is True)
         return found
 
     def revive(self) -> None:
         """Replace workers that died."""
-        for index, answer in enumerate([worker.packages.remote() for worker in self.workers]):
-            try:
-                ray.get(answer)
-            except DIED as error:
-                self._replace(index, error)
+        for index, answer in enumerate(_got([worker.packages.remote() for worker in self.workers])):
+            if isinstance(answer, DIED):
+                self._replace(index, answer)
 
     def join(self, meeting: str, backend: Backend, timeout_s: float) -> None:
         """Seat every worker in the broadcast, after the sender."""
@@ -271,16 +283,17 @@ class RayRollouts:
                 task = waiting.popleft()
                 running[self.workers[worker].tree.remote(tasks[task], settings)] = worker, task
                 load[worker] += 1
-            for answer in _ended(list(running)):
+            ended = _ended(list(running))
+            for answer, found in zip(ended, _got(ended), strict=True):
                 if answer not in running:  # its worker died before it was read, and it is rolled out again
                     continue
                 worker, task = running.pop(answer)
-                try:
-                    results[task] = ray.get(answer)
-                except DIED as error:
+                if isinstance(found, DIED):
                     lost = [ref for ref, (owner, _) in running.items() if owner == worker]
                     waiting.extendleft(sorted([task, *(running.pop(ref)[1] for ref in lost)], reverse=True))
-                    self._replace(worker, error)
+                    self._replace(worker, found)
+                else:
+                    results[task] = found
         return [results[index] for index in range(len(tasks))]
 
     async def advance(self, draw: Draw, settings: RolloutSettings, past: Past) -> Progress:
@@ -304,13 +317,8 @@ class RayRollouts:
 
     def look(self, question: Question) -> list[Shown]:
         """What every worker runs; one that died shows nothing, and is replaced when its work is missed."""
-        found = []
-        for answer in [worker.show.remote(question) for worker in self.workers]:
-            try:
-                found.append(ray.get(answer))
-            except DIED:
-                found.append(Shown())
-        return found
+        found = _got([worker.show.remote(question) for worker in self.workers])
+        return [Shown() if isinstance(shown, DIED) else shown for shown in found]
 
     async def abandon(self, draw: Draw) -> None:
         """Give up a group."""

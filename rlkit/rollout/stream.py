@@ -216,7 +216,7 @@ class Stream:
             if held.scored is None
         }
         content = json.dumps({"ready": sorted(ready), "under_way": under_way}, separators=(",", ":"))
-        (folder / UNDER_WAY_FILE).write_bytes(gzip.compress(content.encode(), mtime=0))
+        (folder / UNDER_WAY_FILE).write_bytes(gzip.compress(content.encode(), compresslevel=5, mtime=0))
 
     def restore(self, folder: Path, state: Mapping[str, Any]) -> None:
         """Continue from them; environments of groups under way are asked again, engines are not.
