@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_letters
 from typing import Any, Literal
 
 from rlkit.catalogue.items import Catalogue, split_sid
 from rlkit.env import EnvStep
-from rlkit.errors import EnvError
+from rlkit.errors import EnvError, RecipeError
 from rlkit.records import Message, Task
 
 __all__ = ["SidEpisode", "SidGeneration"]
@@ -46,6 +47,22 @@ class SidGeneration:
         self.valid: frozenset[str] | None = None
         if config.items is not None:
             self.valid = frozenset(Catalogue.read(Path(config.items).expanduser()).sid_texts)
+
+    def check_model(self, folder: Path) -> None:
+        """Raise `RecipeError` where histories are titles and the tokenizer in `folder` has no token for any letter."""
+        file = folder / "tokenizer.json"
+        if self.config.history == "sid" or not file.is_file():
+            return
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(file))
+        unknown = tokenizer.token_to_id("<unk>")
+        if set(tokenizer.encode(ascii_letters, add_special_tokens=False).ids) <= {unknown}:
+            raise RecipeError(
+                "env.history",
+                f"'text', but the model of {folder} knows semantic IDs alone and would read every title as unknown; "
+                "use env.history=sid, or add semantic IDs to a language model: python -m rlkit.launch.sid model --base",
+            )
 
     def make(self) -> SidEpisode:
         """A fresh environment for one trajectory."""

@@ -12,7 +12,7 @@ import pytest
 from rlkit.catalogue.items import Catalogue
 from rlkit.catalogue.vectors import write_vectors
 from rlkit.config import load
-from rlkit.errors import CheckpointError
+from rlkit.errors import CheckpointError, RecipeError
 from rlkit.launch.run import run_recipe
 from rlkit.layers import shipped_recipes
 from rlkit.models.recommender import add_semantic_ids, build_recommender
@@ -108,6 +108,12 @@ def test_every_ablation_trains(shop: Path, tmp_path: Path, overrides: list[str])
 def test_the_baseline_trains(shop: Path, tmp_path: Path) -> None:
     assert run_recipe(load(RECIPES / "sid_grpo.yaml", small(shop, tmp_path / "run"))) == 0
     assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_titles_are_not_shown_to_a_model_that_knows_semantic_ids_alone(shop: Path, tmp_path: Path) -> None:
+    resolved = load(RECIPES / "v_star_cpu.yaml", [*small(shop, tmp_path / "run"), "env.history=text"])
+    with pytest.raises(RecipeError, match=r"env.history: 'text', but the model of .*/model knows semantic IDs alone"):
+        run_recipe(resolved)
 
 
 @pytest.mark.slow
