@@ -1,4 +1,4 @@
-"""Two processes that share a model, in any way, are one process: gradients, metrics, scores, skips, checkpoints."""
+"""Two processes that share a model or its adapters are one process: gradients, metrics, scores, skips, checkpoints."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.learner.two_ranks import DTYPES, batches, learner, scenario, write_model
+from tests.learner.two_ranks import SINGLES, batches, learner, scenario, write_model
 
 pytestmark = pytest.mark.slow
 
@@ -35,9 +35,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def results(folder: Path) -> Results:
-    """(kind, rank) -> what `two_ranks.scenario` found; `single` once per dtype, under the dtype's name."""
-    found: Results = {(dtype, 0): scenario("single", dtype, folder) for dtype in TOLERANCE}
-    kinds = [kind for kind in DTYPES if importable(kind)]
+    """(kind, rank) -> what `two_ranks.scenario` found; one process under the names that `SINGLES` has for it."""
+    found: Results = {(single, 0): scenario(*single.split(), folder) for single in dict.fromkeys(SINGLES.values())}
+    kinds = [kind for kind in SINGLES if importable(kind)]
     ranks = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.learner.two_ranks", str(rank), "2", str(folder), *kinds],
@@ -66,44 +66,52 @@ def importable(kind: str) -> bool:
     return not kind.startswith("zero") or importlib.util.find_spec("deepspeed") is not None
 
 
-@pytest.fixture(params=DTYPES)
+@pytest.fixture(params=SINGLES)
 def kind(request: pytest.FixtureRequest) -> str:
     if not importable(request.param):
         pytest.skip("DeepSpeed is not installed (extra [deepspeed])")
     return str(request.param)
 
 
+def tolerance(kind: str) -> float:
+    return TOLERANCE[SINGLES[kind].split()[1]]
+
+
 def difference(found: Weights, expected: Weights, first: Weights) -> float:
     """Largest over parameters of |found - expected|, relative to how far `expected` moved from `first`."""
     assert found.keys() == expected.keys()
-    return max(float((found[n] - e).norm() / (e - first[n]).norm()) for n, e in expected.items())
+    moved = {name: weight for name, weight in expected.items() if weight.is_floating_point()}
+    assert all(
+        torch.equal(found[name], expected[name]) for name in expected.keys() - moved.keys()
+    )  # adapters name a base
+    return max(float((found[n] - e).norm() / (e - first[n]).norm()) for n, e in moved.items())
 
 
 @pytest.mark.parametrize("moment", ["one update", "three updates", "after the skipped", "uninterrupted"])
 def test_weights_are_those_of_a_single_process(results: Results, kind: str, moment: str) -> None:
-    single, shared = results[DTYPES[kind], 0], results[kind, 0]
-    assert difference(shared[moment], single[moment], single["first"]) <= TOLERANCE[DTYPES[kind]]
+    single, shared = results[SINGLES[kind], 0], results[kind, 0]
+    assert difference(shared[moment], single[moment], single["first"]) <= tolerance(kind)
 
 
 def test_ranks_have_unequal_numbers_of_rows(results: Results) -> None:
-    assert any(rows % 2 for rows in results["float64", 0]["rows"])
+    assert any(rows % 2 for rows in results["single float64", 0]["rows"])
 
 
 @pytest.mark.parametrize("update", ["one update", "two minibatches", "one row"])
 def test_every_rank_reports_the_metrics_of_a_single_process(results: Results, kind: str, update: str) -> None:
-    tolerance, single = TOLERANCE[DTYPES[kind]], results[DTYPES[kind], 0][f"metrics of {update}"]
+    close, single = tolerance(kind), results[SINGLES[kind], 0][f"metrics of {update}"]
     for rank in range(2):
         shared = results[kind, rank][f"metrics of {update}"]
         assert shared.keys() == single.keys()
         for name in single.keys() - {"memory/peak_mib"}:  # a process's own
-            assert shared[name] == pytest.approx(single[name], rel=tolerance, abs=tolerance), name
+            assert shared[name] == pytest.approx(single[name], rel=close, abs=close), name
 
 
 def test_zero_runs_on_an_engine_of_accelerate_whose_backward_passes_never_update(results: Results, kind: str) -> None:
     if not kind.startswith("zero"):
         pytest.skip("of ZeRO")
     # Rank by rank, rows are run and accumulated; the second minibatch's are the first to see the first's update.
-    rows = [math.ceil(number / 2) for number in results["float64", 0]["rows"]]
+    rows = [math.ceil(number / 2) for number in results["single float64", 0]["rows"]]
     for rank in range(2):
         assert results[kind, rank]["accelerate"] == {
             "engine is its own": True,
@@ -116,10 +124,10 @@ def test_zero_runs_on_an_engine_of_accelerate_whose_backward_passes_never_update
 
 @pytest.mark.parametrize("which", ["policy", "reference"])
 def test_every_rank_has_the_scores_of_a_single_process(results: Results, kind: str, which: str) -> None:
-    single = results[DTYPES[kind], 0][f"{which} scores"]
+    single = results[SINGLES[kind], 0][f"{which} scores"]
     for rank in range(2):
         for found, expected in zip(results[kind, rank][f"{which} scores"], single, strict=True):
-            np.testing.assert_allclose(found, expected, rtol=TOLERANCE[DTYPES[kind]])  # NaN only where NaN is due
+            np.testing.assert_allclose(found, expected, rtol=tolerance(kind))  # NaN only where NaN is due
 
 
 def test_what_is_not_finite_on_one_rank_is_skipped_on_all(results: Results, kind: str) -> None:
@@ -139,14 +147,15 @@ def test_a_loaded_checkpoint_continues_bit_equal(results: Results, kind: str) ->
 
 
 def test_ranks_continue_what_one_process_saved(results: Results, kind: str) -> None:
-    single, shared = results[DTYPES[kind], 0], results[kind, 0]["resumed from single"]
-    assert difference(shared, single["uninterrupted"], single["first"]) <= TOLERANCE[DTYPES[kind]]
+    alone = SINGLES[kind]
+    single, shared = results[alone, 0], results[kind, 0][f"resumed from {alone.split()[0]}"]
+    assert difference(shared, single["uninterrupted"], single["first"]) <= tolerance(kind)
 
 
 def test_one_process_continues_what_ranks_saved(results: Results, folder: Path, kind: str) -> None:
-    dtype = DTYPES[kind]
-    again = learner("single", dtype, folder)
+    alone, dtype = SINGLES[kind].split()
+    again = learner(alone, dtype, folder)
     again.load(folder / f"saved by {kind} {dtype}", {"version": 5, "updates": 6, "skipped": 0})
     again.update(batches(again, 6))
-    single = results[dtype, 0]
-    assert difference(again.weights(), single["uninterrupted"], single["first"]) <= TOLERANCE[dtype]
+    single = results[SINGLES[kind], 0]
+    assert difference(again.weights(), single["uninterrupted"], single["first"]) <= tolerance(kind)

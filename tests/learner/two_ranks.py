@@ -20,10 +20,16 @@ from rlkit.data.packing import Batch, pack, uncredited, with_logprobs
 from rlkit.learner import sharded
 from rlkit.learner.build import build_learner
 from rlkit.learner.learner import Learner
-from rlkit.recipe import LearnerSettings, ModelSettings, Optim
+from rlkit.recipe import LearnerSettings, LoraSettings, ModelSettings, Optim
 from tests.forest import random_forest, tiny_model
 
-DTYPES = {"ddp": "float64", "fsdp2": "float64", "zero1": "float32", "zero2": "float32", "zero3": "float32"}
+SINGLES = {
+    **dict.fromkeys(("ddp", "fsdp2"), "single float64"),
+    **dict.fromkeys(("ddp+lora", "fsdp2+lora"), "single+lora float64"),
+    **dict.fromkeys(("zero1", "zero2", "zero3"), "single float32"),
+}
+"""Kind -> the kind and number format of the one process that it must equal; `+lora` trains adapters only."""
+LORA = LoraSettings(rank=2, alpha=6.0, targets=("q_proj", "v_proj", "c_fc"))
 # AdamW forgets the scale of gradients; a large eps lets the weights show a sum that became a mean.
 OPTIM = Optim(lr=0.05, eps=0.5, weight_decay=0.1, max_grad_norm=0.8, warmup_steps=2, schedule="cosine")
 CONFIG = ALGORITHM.config(kl_coef=0.2, entropy_coef=0.01)
@@ -32,8 +38,14 @@ ROW_TOKENS = 35
 
 def learner(kind: str, dtype: str, folder: Path, rank: int = 0, size: int = 1) -> Learner:
     """A learner of the tiny model in `folder/model`, with a head in chunks of three."""
+    kind, _, adapters = kind.partition("+")
     return build_learner(
-        ModelSettings(dtype=dtype, gradient_checkpointing=kind in ("fsdp2", "zero3")),  # type: ignore[arg-type]
+        ModelSettings(
+            path=str(folder / "model"),
+            dtype=dtype,  # type: ignore[arg-type]
+            gradient_checkpointing=kind in ("fsdp2", "zero3"),
+            lora=LORA if adapters else LoraSettings(),
+        ),
         LearnerSettings(kind=kind, row_tokens=ROW_TOKENS, logit_chunk=3),  # type: ignore[arg-type]
         OPTIM,
         ALGORITHM,
@@ -120,7 +132,7 @@ def scenario(kind: str, dtype: str, folder: Path, rank: int = 0, size: int = 1) 
         torch.distributed.barrier()
     this.update(batches(this, 6))
     note("uninterrupted", this)
-    for writer in dict.fromkeys((kind, "single")):
+    for writer in dict.fromkeys((kind, "single" + "+lora" * kind.endswith("+lora"))):
         again = learner(kind, dtype, folder, rank, size)
         again.load(folder / f"saved by {writer} {dtype}", {"version": 5, "updates": 6, "skipped": 0})
         note(f"loaded from {writer}", again)
@@ -161,4 +173,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     sharded.KEEP_WHOLE_BELOW = 0
     for kind in sys.argv[4:]:
-        torch.save(scenario(kind, DTYPES[kind], folder, rank, size), folder / f"{kind}.{rank}.pt")
+        torch.save(scenario(kind, SINGLES[kind].split()[1], folder, rank, size), folder / f"{kind}.{rank}.pt")
