@@ -1,4 +1,9 @@
-"""The driver's end of the retriever that all workers share: its index may follow the run."""
+"""The driver's end of the retriever that all workers share, where its index may follow the run.
+
+The actor that holds it may die; Ray builds it anew from the recipe, as it was before the run. The driver knows what it
+searched and how much it had logged when it was last looked after, and brings it back there. What was sampled in between
+may have searched something else, and is sampled again: `RayRollouts.collect` asks with `unbroken`.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +12,13 @@ from typing import Any
 
 import ray
 
+from rlkit.errors import EngineError
 from rlkit.retriever import IndexReport, Phase
 
 __all__ = ["RayIndex"]
+
+MAX_LIVES = 20
+"""Times that the actor is brought back in one run: one that always dies is a bug, not an accident."""
 
 
 class RayIndex:
@@ -17,27 +26,62 @@ class RayIndex:
 
     def __init__(self, actor: Any) -> None:
         self.actor = actor
+        self.num_lost = 0
+        self._born = self._ask("born")
+        self._state: dict[str, Any] = self._ask("index_state")
+        self._phase: Phase = "train"
 
     def index_version(self) -> str:
         """Fingerprint of what is searched now."""
-        return str(self._ask("index_version"))
+        return str(self._looked_after("index_version"))
 
     def enter(self, phase: Phase) -> None:
         """Searches from now on belong to this phase."""
-        self._ask("enter", phase)
+        self._phase = phase
+        self._looked_after("enter", phase)
 
     def refresh(self) -> IndexReport:
         """Build the index anew from what was retrieved in training so far."""
-        found: IndexReport = self._ask("refresh")
+        found: IndexReport = self._looked_after("refresh")
         return found
 
     def index_state(self) -> dict[str, Any]:
         """Plain values for a checkpoint."""
-        return dict(self._ask("index_state"))
+        return dict(self._looked_after("index_state"))
 
     def restore_index(self, state: Mapping[str, Any] | None, *, resume: bool = True) -> None:
         """Search what `state` searched."""
-        self._ask("restore_index", state, resume=resume)
+        self._looked_after("restore_index", state, resume=resume)
+
+    def unbroken(self) -> bool:
+        """Whether the actor is the one that it was; if so, what was searched counts, else it is brought back."""
+        if self._mended():
+            return False
+        self._state = self._ask("index_state")
+        return not self._mended()
+
+    def _looked_after(self, method: str, *arguments: Any, **settings: Any) -> Any:
+        """Ask the one that was looked after last, and remember where that leaves it."""
+        while True:
+            self._mended()
+            found = self._ask(method, *arguments, **settings)
+            state = self._ask("index_state")
+            if self._ask("born") == self._born:  # else another one answered, on its way up
+                self._state = state
+                return found
+
+    def _mended(self) -> bool:
+        """Whether another actor was found in the place of the known one; it is where that one was, then."""
+        born = self._ask("born")
+        if born == self._born:
+            return False
+        self.num_lost += 1
+        if self.num_lost > MAX_LIVES:
+            raise EngineError(f"the retriever died again, {self.num_lost} times in all; its log is in the Ray session")
+        self._ask("restore_index", self._state, resume=True)
+        self._ask("enter", self._phase)
+        self._born = born
+        return True
 
     def _ask(self, method: str, *arguments: Any, **settings: Any) -> Any:
         try:

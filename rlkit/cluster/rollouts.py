@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, WorkerCrashedError
@@ -49,6 +50,7 @@ class RetrieverActor:
 
     def __init__(self, recipe: Recipe) -> None:
         self.retriever = build_retriever(recipe, build_source(recipe))
+        self.born = uuid4().hex
 
     async def search(self, queries: Sequence[str], top_k: int) -> Sequence[Retrieval]:
         """See `rlkit.retriever.Retriever`."""
@@ -56,14 +58,14 @@ class RetrieverActor:
         return await self.retriever.search(queries, top_k)
 
     async def ask(self, method: str, *arguments: Any, **settings: Any) -> Any:
-        """Call a method of `rlkit.retriever.Refreshable`."""
-        return getattr(self.retriever, method)(*arguments, **settings)
+        """Call a method of `rlkit.retriever.Refreshable`; `born`: which of the actors in this place it is."""
+        return self.born if method == "born" else getattr(self.retriever, method)(*arguments, **settings)
 
 
 def retriever_actor(recipe: Recipe, *, restarts: int) -> Any:
     """Start it. One that dies is built anew from the recipe, `restarts` times, and asked again what it was asked.
 
-    That answers as before only where the index is that of the recipe: one that follows the run dies for good.
+    Where the index follows the run it does not answer as before until `RayIndex` has brought it back.
     """
     options = actor_options(threads=1, cpus=0) | {"max_concurrency": 1000}
     again = {"max_restarts": restarts, "max_task_retries": -1 if restarts else 0}
@@ -192,7 +194,9 @@ class RayRollouts:
         """The shared retriever, where its index may follow the run."""
         if recipe.retriever is not None:
             follows = hasattr(recipe.retriever.load(), "restore_index")
-            retriever = retriever_actor(recipe, restarts=0 if follows else MAX_REPLACEMENTS)
+            streams = recipe.rollout.max_staleness > 0 or recipe.rollout.over_sampling > 0
+            # A stream of rounds cannot sample a step again, so there an index that follows the run dies for good.
+            retriever = retriever_actor(recipe, restarts=0 if follows and streams else MAX_REPLACEMENTS)
             self.index = RayIndex(retriever) if follows else None
         self._make = lambda: (
             ray.remote(RolloutWorker)
@@ -271,6 +275,13 @@ class RayRollouts:
 
     def collect(self, tasks: Sequence[Task | Draw], settings: RolloutSettings) -> list[ScoredTree]:
         """One scored tree per task, in order."""
+        while True:
+            found = self._spread(tasks, settings)
+            if self.index is None or self.index.unbroken():
+                return found
+            log.warning("the retriever died and was brought back: %d groups are sampled again", len(tasks))
+
+    def _spread(self, tasks: Sequence[Task | Draw], settings: RolloutSettings) -> list[ScoredTree]:
         waiting = deque(range(len(tasks)))
         results: dict[int, ScoredTree] = {}
         running: dict[Any, tuple[int, int]] = {}
