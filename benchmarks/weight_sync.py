@@ -10,6 +10,8 @@ Ray's object store, a copy from there into the model, and the fingerprints.
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -83,7 +85,8 @@ def main() -> None:
     parts |= {"a whole push through memory, fingerprints compared": memory, "the same through the store": store}
     bound = parts["one copy in memory"]
     print("# A weight sync against a copy in memory\n")
-    print("```bash\npython -m benchmarks.weight_sync > benchmarks/results/weight_sync.md\n```\n")
+    command = shlex.join(["python", "-m", "benchmarks.weight_sync", *sys.argv[1:]])
+    print(f"```bash\n{command} > benchmarks/results/weight_sync.md\n```\n")
     size = report.num_bytes / 1e6
     print(f"{size:.0f} MB, one learner and one rollout worker of one thread; medians of {given.repeats}.\n")
     print("| what | s | GB/s | copies |\n| --- | ---: | ---: | ---: |")
