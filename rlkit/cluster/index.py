@@ -55,10 +55,11 @@ class RayIndex:
 
     def unbroken(self) -> bool:
         """Whether the actor is the one that it was; if so, what was searched counts, else it is brought back."""
+        state = self._ask("index_state")
         if self._mended():
             return False
-        self._state = self._ask("index_state")
-        return not self._mended()
+        self._state = state
+        return True
 
     def _looked_after(self, method: str, *arguments: Any, **settings: Any) -> Any:
         """Ask the one that was looked after last, and remember where that leaves it."""

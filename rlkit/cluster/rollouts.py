@@ -189,15 +189,12 @@ class RayRollouts:
 
     def __init__(self, recipe: Recipe, model_dir: Path) -> None:
         cluster = recipe.cluster
-        retriever = None
-        self.index: RayIndex | None = None
-        """The shared retriever, where its index may follow the run."""
+        retriever, follows = None, False
         if recipe.retriever is not None:
             follows = hasattr(recipe.retriever.load(), "restore_index")
             streams = recipe.rollout.max_staleness > 0 or recipe.rollout.over_sampling > 0
             # A stream of rounds cannot sample a step again, so there an index that follows the run dies for good.
             retriever = retriever_actor(recipe, restarts=0 if follows and streams else MAX_REPLACEMENTS)
-            self.index = RayIndex(retriever) if follows else None
         self._make = lambda: (
             ray.remote(RolloutWorker)
             .options(**actor_options(cluster.threads_per_worker, cluster.gpus_per_rollout_worker), max_concurrency=1000)
@@ -206,6 +203,8 @@ class RayRollouts:
         self.workers = [self._make() for _ in range(cluster.rollout_workers)]
         for index, (address, theirs) in enumerate(ray.get([worker.packages.remote() for worker in self.workers])):
             refuse_others(f"rollout worker {index} on {address}", theirs, installed())
+        self.index = RayIndex(retriever) if follows else None
+        """The shared retriever, where its index may follow the run."""
         self._parcels: Callable[[], Sequence[Parcel]] | None = None
         """Makes what a new worker must be told."""
         self._owners: dict[int, Any] = {}
