@@ -48,10 +48,11 @@ class SidGeneration:
         if config.items is not None:
             self.valid = frozenset(Catalogue.read(Path(config.items).expanduser()).sid_texts)
 
-    def check_model(self, folder: Path) -> None:
+    @staticmethod
+    def check_model(config: Config, folder: Path) -> None:
         """Raise `RecipeError` where histories are titles and the tokenizer in `folder` has no token for any letter."""
         file = folder / "tokenizer.json"
-        if self.config.history == "sid" or not file.is_file():
+        if config.history == "sid" or not file.is_file():
             return
         from tokenizers import Tokenizer
 

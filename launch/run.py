@@ -115,7 +115,7 @@ def run_parts(resolved: Resolved, *, checkpoint: Path | None = None, log: bool =
         if hasattr(source, "check_model"):  # a model may be made for one set of items only
             source.check_model(folder, setting=setting)
     if hasattr(recipe.env.load(), "check_model"):  # and may not know the words of the prompts
-        recipe.env.load()(recipe.env.settings, None).check_model(model_dir)
+        recipe.env.load().check_model(recipe.env.settings, model_dir)
     train_tasks = tasks_of(recipe, source, "train")
     if recipe.reward_gate:
         from rlkit.launch.reward_gate import require

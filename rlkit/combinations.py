@@ -64,7 +64,7 @@ def _sampling(recipe: Recipe) -> Problems:
     if recipe.learner.kind.startswith("zero") and model.dtype == "float64":
         yield "model.dtype", f"'float64' is lost under learner.kind={recipe.learner.kind}; use fsdp2"
     refreshes = getattr(recipe.retriever and recipe.retriever.settings, "refresh_every", 0)
-    if refreshes and (rollout.max_staleness or rollout.over_sampling):
+    if refreshes and rollout.streams:
         yield (
             "retriever.refresh_every",
             f"{refreshes} with rollouts that go on across steps, which would search two indexes; "

@@ -126,6 +126,11 @@ class Rollout:
         if self.top_p > 1:
             raise ValueError(f"top_p: {self.top_p} is not in (0, 1]; 1 samples from all tokens")
 
+    @property
+    def streams(self) -> bool:
+        """Whether groups are sampled a round at a time and may go on across steps, not by turns with training."""
+        return self.max_staleness > 0 or self.over_sampling > 0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Optim:

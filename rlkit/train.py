@@ -255,7 +255,7 @@ def untrainable(parts: Parts, scored: ScoredTree) -> str | None:
 def streaming(parts: Parts) -> Stream | None:
     """What gathers steps ahead of the learner; None where sampling and training take turns."""
     rollout = parts.recipe.rollout
-    if not rollout.max_staleness and not rollout.over_sampling:
+    if not rollout.streams:
         return None
     limits = Limits(
         groups_per_step=rollout.groups_per_step,

@@ -154,10 +154,10 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def refusal(action: Callable[[], object]) -> str:
     """The message of the refusal, which must come within a second."""
-    start = time.process_time()
+    start = time.perf_counter()
     with pytest.raises(RecipeError) as caught:
         action()
-    assert time.process_time() - start < 1.0
+    assert time.perf_counter() - start < 1.0
     return str(caught.value)
 
 

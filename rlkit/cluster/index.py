@@ -1,8 +1,9 @@
 """The driver's end of the retriever that all workers share, where its index may follow the run.
 
-The actor that holds it may die; Ray builds it anew from the recipe, as it was before the run. The driver knows what it
-searched and how much it had logged when it was last looked after, and brings it back there. What was sampled in between
-may have searched something else, and is sampled again: `RayRollouts.collect` asks with `unbroken`.
+The actor that holds it may die; Ray builds it anew from the recipe, as it was before the run (how often:
+`retriever_actor`). The driver knows what it searched and how much it had logged when it was last looked after, and
+brings it back there. What was sampled in between may have searched something else, and is sampled again:
+`RayRollouts.collect` asks with `unbroken`.
 """
 
 from __future__ import annotations
@@ -12,13 +13,9 @@ from typing import Any
 
 import ray
 
-from rlkit.errors import EngineError
 from rlkit.retriever import IndexReport, Phase
 
 __all__ = ["RayIndex"]
-
-MAX_LIVES = 20
-"""Times that the actor is brought back in one run: one that always dies is a bug, not an accident."""
 
 
 class RayIndex:
@@ -26,7 +23,6 @@ class RayIndex:
 
     def __init__(self, actor: Any) -> None:
         self.actor = actor
-        self.num_lost = 0
         self._born = self._ask("born")
         self._state: dict[str, Any] = self._ask("index_state")
         self._phase: Phase = "train"
@@ -76,9 +72,6 @@ class RayIndex:
         born = self._ask("born")
         if born == self._born:
             return False
-        self.num_lost += 1
-        if self.num_lost > MAX_LIVES:
-            raise EngineError(f"the retriever died again, {self.num_lost} times in all; its log is in the Ray session")
         self._ask("restore_index", self._state, resume=True)
         self._ask("enter", self._phase)
         self._born = born

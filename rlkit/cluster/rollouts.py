@@ -192,9 +192,8 @@ class RayRollouts:
         retriever, follows = None, False
         if recipe.retriever is not None:
             follows = hasattr(recipe.retriever.load(), "restore_index")
-            streams = recipe.rollout.max_staleness > 0 or recipe.rollout.over_sampling > 0
             # A stream of rounds cannot sample a step again, so there an index that follows the run dies for good.
-            retriever = retriever_actor(recipe, restarts=0 if follows and streams else MAX_REPLACEMENTS)
+            retriever = retriever_actor(recipe, restarts=0 if follows and recipe.rollout.streams else MAX_REPLACEMENTS)
         self._make = lambda: (
             ray.remote(RolloutWorker)
             .options(**actor_options(cluster.threads_per_worker, cluster.gpus_per_rollout_worker), max_concurrency=1000)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +19,9 @@ from rlkit.policy.tiny import tiny_model  # noqa: E402
 from rlkit.records import ScoredTree  # noqa: E402
 from rlkit.retrieval.heat import read_log  # noqa: E402
 from rlkit.rollout.loop import RolloutSettings  # noqa: E402
+from tests.cluster.tiny import ROOT  # noqa: E402
 
 pytestmark = pytest.mark.ray
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    env = {"env_vars": {"PYTHONPATH": path}}
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, runtime_env=env)
-    yield
-    ray.shutdown()
 
 
 def recipe(out: Path, kind: str) -> Resolved:

@@ -16,7 +16,6 @@ import pytest
 ray = pytest.importorskip("ray", reason="the cluster extra is not installed")
 pytest.importorskip("ray.dashboard.modules.job", reason="ray was installed without its job server")
 
-from rlkit.policy.tiny import tiny_model  # noqa: E402
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parent.parent.parent
@@ -64,11 +63,6 @@ def head(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) 
             process.wait(5)  # it waits for its own children, which ended at the same signal
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model") / "tiny")
 
 
 def overrides(model: Path, out: Path) -> list[str]:

@@ -22,18 +22,12 @@ from rlkit.cluster.runtime import connected, nodes, reserved  # noqa: E402
 from rlkit.config import load  # noqa: E402
 from rlkit.errors import LearnerError, RecipeError  # noqa: E402
 from rlkit.launch.run import run_parts  # noqa: E402
-from rlkit.policy.tiny import tiny_model  # noqa: E402
 from rlkit.recipe import Cluster  # noqa: E402
 from rlkit.train import train  # noqa: E402
 
 pytestmark = pytest.mark.ray
 LONG = pytest.mark.skipif(os.environ.get("RLKIT_LONG") != "1", reason="a minute or two on two cores; RLKIT_LONG=1")
 ROOT = Path(__file__).parent.parent.parent
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture(scope="module")

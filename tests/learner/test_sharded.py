@@ -22,7 +22,7 @@ TOLERANCE = {"float64": 1e-10, "float32": 2e-5}
 """Relative. Measured on 2 and 3 ranks: 2e-15 and 3e-6; DeepSpeed has no float64, its master weights are float32."""
 
 Weights = dict[str, torch.Tensor]
-Results = dict[tuple[str, int], dict[str, Any]]
+Results = dict[tuple[str | tuple[str, str], int], dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def results(folder: Path) -> Results:
     """(kind, rank) -> what `two_ranks.scenario` found; one process under the names that `SINGLES` has for it."""
-    found: Results = {(single, 0): scenario(*single.split(), folder) for single in dict.fromkeys(SINGLES.values())}
+    found: Results = {(single, 0): scenario(*single, folder) for single in dict.fromkeys(SINGLES.values())}
     kinds = [kind for kind in SINGLES if importable(kind)]
     ranks = [
         subprocess.Popen(
@@ -74,16 +74,15 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 def tolerance(kind: str) -> float:
-    return TOLERANCE[SINGLES[kind].split()[1]]
+    return TOLERANCE[SINGLES[kind][1]]
 
 
 def difference(found: Weights, expected: Weights, first: Weights) -> float:
     """Largest over parameters of |found - expected|, relative to how far `expected` moved from `first`."""
     assert found.keys() == expected.keys()
     moved = {name: weight for name, weight in expected.items() if weight.is_floating_point()}
-    assert all(
-        torch.equal(found[name], expected[name]) for name in expected.keys() - moved.keys()
-    )  # adapters name a base
+    named = expected.keys() - moved.keys()  # adapters name the weights that they belong to
+    assert all(torch.equal(found[name], expected[name]) for name in named)
     return max(float((found[n] - e).norm() / (e - first[n]).norm()) for n, e in moved.items())
 
 
@@ -94,7 +93,7 @@ def test_weights_are_those_of_a_single_process(results: Results, kind: str, mome
 
 
 def test_ranks_have_unequal_numbers_of_rows(results: Results) -> None:
-    assert any(rows % 2 for rows in results["single float64", 0]["rows"])
+    assert any(rows % 2 for rows in results[("single", "float64"), 0]["rows"])
 
 
 @pytest.mark.parametrize("update", ["one update", "two minibatches", "one row"])
@@ -111,7 +110,7 @@ def test_zero_runs_on_an_engine_of_accelerate_whose_backward_passes_never_update
     if not kind.startswith("zero"):
         pytest.skip("of ZeRO")
     # Rank by rank, rows are run and accumulated; the second minibatch's are the first to see the first's update.
-    rows = [math.ceil(number / 2) for number in results["single float64", 0]["rows"]]
+    rows = [math.ceil(number / 2) for number in results[("single", "float64"), 0]["rows"]]
     for rank in range(2):
         assert results[kind, rank]["accelerate"] == {
             "engine is its own": True,
@@ -148,12 +147,12 @@ def test_a_loaded_checkpoint_continues_bit_equal(results: Results, kind: str) ->
 
 def test_ranks_continue_what_one_process_saved(results: Results, kind: str) -> None:
     alone = SINGLES[kind]
-    single, shared = results[alone, 0], results[kind, 0][f"resumed from {alone.split()[0]}"]
+    single, shared = results[alone, 0], results[kind, 0][f"resumed from {alone[0]}"]
     assert difference(shared, single["uninterrupted"], single["first"]) <= tolerance(kind)
 
 
 def test_one_process_continues_what_ranks_saved(results: Results, folder: Path, kind: str) -> None:
-    alone, dtype = SINGLES[kind].split()
+    alone, dtype = SINGLES[kind]
     again = learner(alone, dtype, folder)
     again.load(folder / f"saved by {kind} {dtype}", {"version": 5, "updates": 6, "skipped": 0})
     again.update(batches(again, 6))

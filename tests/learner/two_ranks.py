@@ -24,9 +24,9 @@ from rlkit.recipe import LearnerSettings, LoraSettings, ModelSettings, Optim
 from tests.forest import random_forest, tiny_model
 
 SINGLES = {
-    **dict.fromkeys(("ddp", "fsdp2"), "single float64"),
-    **dict.fromkeys(("ddp+lora", "fsdp2+lora"), "single+lora float64"),
-    **dict.fromkeys(("zero1", "zero2", "zero3"), "single float32"),
+    **dict.fromkeys(("ddp", "fsdp2"), ("single", "float64")),
+    **dict.fromkeys(("ddp+lora", "fsdp2+lora"), ("single+lora", "float64")),
+    **dict.fromkeys(("zero1", "zero2", "zero3"), ("single", "float32")),
 }
 """Kind -> the kind and number format of the one process that it must equal; `+lora` trains adapters only."""
 LORA = LoraSettings(rank=2, alpha=6.0, targets=("q_proj", "v_proj", "c_fc"))
@@ -132,7 +132,7 @@ def scenario(kind: str, dtype: str, folder: Path, rank: int = 0, size: int = 1) 
         torch.distributed.barrier()
     this.update(batches(this, 6))
     note("uninterrupted", this)
-    for writer in dict.fromkeys((kind, "single" + "+lora" * kind.endswith("+lora"))):
+    for writer in dict.fromkeys((kind, SINGLES[kind][0] if kind in SINGLES else kind)):
         again = learner(kind, dtype, folder, rank, size)
         again.load(folder / f"saved by {writer} {dtype}", {"version": 5, "updates": 6, "skipped": 0})
         note(f"loaded from {writer}", again)
@@ -173,4 +173,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     sharded.KEEP_WHOLE_BELOW = 0
     for kind in sys.argv[4:]:
-        torch.save(scenario(kind, SINGLES[kind].split()[1], folder, rank, size), folder / f"{kind}.{rank}.pt")
+        torch.save(scenario(kind, SINGLES[kind][1], folder, rank, size), folder / f"{kind}.{rank}.pt")

@@ -141,9 +141,9 @@ def test_thousands_of_calls_are_read_and_scored_at_once() -> None:
     for number in range(3000):
         parts += [f"m:<tool_call>fact {number}</tool_call>", O]
     long = path(*parts, "m:<answer>Ulm</answer>")
-    start = time.process_time()
+    start = time.perf_counter()
     found = alone(search_p1, asked("fact 7"), long, tags=P1)
-    assert time.process_time() - start < 5  # the deadline of a reward
+    assert time.perf_counter() - start < 5  # the deadline of a reward
     # An exact answer, one of 3000 searches needed: the path is worth next to nothing.
     assert found.measured["n_actions"] == 3000
     assert found.measured["s_ref"] == pytest.approx(1 / 3000)
