@@ -82,6 +82,7 @@ class JudgeServer:
     headers: list[dict[str, str]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
     most_at_a_time: int = 0
+    """Requests that were waiting for an answer, at most."""
 
     def __post_init__(self) -> None:
         lock, running = threading.Lock(), [0]
@@ -97,11 +98,20 @@ class JudgeServer:
                     served.requests.append(body)
                     served.headers.append(dict(self.headers))
                     served.paths.append(self.path)
+                self.under_way = True
                 try:
                     served.behaviour(self, number)
                 finally:
-                    with lock:
-                        running[0] -= 1
+                    self.over()
+
+            def end_headers(self) -> None:
+                self.over()  # before a byte is out: with its answer in hand the client may ask again at once
+                super().end_headers()
+
+            def over(self) -> None:
+                with lock:
+                    running[0] -= self.under_way
+                self.under_way = False
 
             def log_message(self, *_: Any) -> None:
                 pass
