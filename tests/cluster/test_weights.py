@@ -37,14 +37,16 @@ def test_a_worker_that_is_replaced_is_told_the_weights_and_every_change_since(cl
         )
     ]
     assert rollouts.load_weights(chain) == ([fingerprint(whole)] * 2, False)
-    moved = {name: array.copy() for name, array in whole.items()}
-    first = next(iter(moved))
-    moved[first].flat[7] += 1
-    buckets = [ray.put({n: changed(moved[n], whole[n]) for n in names}) for names in plan]
-    chain.append(Parcel(version=2, tensors=tensors, plan=plan, buckets=buckets, changes=True))
-    assert rollouts.load_weights(chain) == ([fingerprint(moved)] * 2, False)
-    ray.kill(rollouts.workers[0])
-    assert rollouts.load_weights(chain)[0] == [fingerprint(moved)] * 2
+    held = whole
+    for version in (2, 3):
+        moved = {name: array.copy() for name, array in held.items()}
+        moved[next(iter(moved))].flat[version] += 1
+        buckets = [ray.put({n: changed(moved[n], held[n]) for n in names}) for names in plan]
+        chain.append(Parcel(version=version, tensors=tensors, plan=plan, buckets=buckets, changes=True))
+        if version == 3:
+            ray.kill(rollouts.workers[0])
+        assert rollouts.load_weights(chain)[0] == [fingerprint(moved)] * 2
+        held = moved
     assert rollouts.num_replaced == 1
     for worker in rollouts.workers:
         ray.kill(worker)

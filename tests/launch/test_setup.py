@@ -12,9 +12,10 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# Writes down its arguments; makes a .venv or a model as the real one would; fails where the file `fail` says so.
+# Writes down its arguments, after a word where it may not keep byte code; makes a .venv or a model as the real one
+# would; fails where the file `fail` says so.
 FAKE_PYTHON = """#!/usr/bin/env bash
-echo "$*" >>"$NOTES"
+echo "${PYTHONDONTWRITEBYTECODE:+forgetful }$*" >>"$NOTES"
 if [[ -f fail && "$*" == *"$(<fail)"* ]]; then echo "the reason"; exit 1; fi
 case "$*" in
 *"-m venv"*) mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
@@ -68,6 +69,12 @@ def test_a_fresh_machine_gets_environment_packages_weights_and_model_in_this_ord
     lines = said.splitlines()
     assert len(lines) == 4
     assert all(line.startswith("setup: ") and line.endswith(" s") for line in lines)
+
+
+def test_byte_code_is_kept_even_where_the_image_says_not_to(machine):
+    _, _, calls = machine.run("launch/local", "a.yaml", PYTHONDONTWRITEBYTECODE="1")
+    assert calls[-1] == "-m rlkit a.yaml"
+    assert not any("forgetful" in call for call in calls)
 
 
 def test_a_second_call_does_and_says_nothing(machine):
