@@ -207,6 +207,7 @@ class RayRollouts:
         self._parcels: Callable[[], Sequence[Parcel]] | None = None
         """Makes what a new worker must be told."""
         self._owners: dict[int, Any] = {}
+        self._sync_timeout_s = cluster.sync_timeout_s
         self.background = Background()
         self.num_replaced = 0
 
@@ -229,6 +230,7 @@ class RayRollouts:
             worker.load_weights.remote(parcels[-1:] if here else far)
             for worker, here in zip(self.workers, close, strict=True)
         ]
+        self._end_hung(confirmed)
         out = []
         for index, found in enumerate(_got(confirmed, (*DIED, SyncError))):
             if isinstance(found, DIED):
@@ -242,6 +244,14 @@ class RayRollouts:
             else:
                 out.append(found)
         return out, broken
+
+    def _end_hung(self, confirmed: Sequence[Any]) -> None:
+        """Kill workers that do not answer in time: what they then answer is that they died."""
+        late = ray.wait(list(confirmed), num_returns=len(confirmed), timeout=self._sync_timeout_s)[1]
+        for index, answer in enumerate(confirmed):
+            if answer in late:
+                log.warning("rollout worker %d runs no new weights after %g s", index, self._sync_timeout_s)
+                ray.kill(self.workers[index])
 
     def near(self, place: Place) -> list[bool]:
         """Which workers share the learner's memory now; one that died is replaced, and does not."""

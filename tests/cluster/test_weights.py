@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -21,8 +23,10 @@ from tests.cluster.tiny import SMALL, recipe  # noqa: E402
 pytestmark = pytest.mark.ray
 
 
-def test_a_worker_that_is_replaced_is_told_the_weights_and_every_change_since(cluster: None, model: Path) -> None:
-    rollouts = RayRollouts(recipe(model, "cluster.rollout_workers=2").recipe, model)
+def test_a_worker_that_died_or_hangs_is_replaced_and_told_the_weights_and_every_change_since(
+    cluster: None, model: Path
+) -> None:
+    rollouts = RayRollouts(recipe(model, "cluster.rollout_workers=2", "cluster.sync_timeout_s=10").recipe, model)
     whole = dict(load_file(model / "model.safetensors"))
     tensors = described(whole)
     plan = planned(tensors, 10_000)
@@ -38,16 +42,18 @@ def test_a_worker_that_is_replaced_is_told_the_weights_and_every_change_since(cl
     ]
     assert rollouts.load_weights(chain) == ([fingerprint(whole)] * 2, False)
     held = whole
-    for version in (2, 3):
+    for version in (2, 3, 4):
         moved = {name: array.copy() for name, array in held.items()}
         moved[next(iter(moved))].flat[version] += 1
         buckets = [ray.put({n: changed(moved[n], held[n]) for n in names}) for names in plan]
         chain.append(Parcel(version=version, tensors=tensors, plan=plan, buckets=buckets, changes=True))
         if version == 3:
             ray.kill(rollouts.workers[0])
-        assert rollouts.load_weights(chain)[0] == [fingerprint(moved)] * 2
+        if version == 4:
+            os.kill(ray.get(rollouts.workers[1].__ray_call__.remote(lambda self: os.getpid())), signal.SIGSTOP)
+        assert rollouts.load_weights(chain) == ([fingerprint(moved)] * 2, version > 2)
+        assert rollouts.num_replaced == version - 2
         held = moved
-    assert rollouts.num_replaced == 1
     for worker in rollouts.workers:
         ray.kill(worker)
 
