@@ -250,8 +250,9 @@ def allowed(trie: Trie, length: int) -> Callable[[int, torch.Tensor], list[int]]
 
 
 def decode(given: argparse.Namespace) -> Iterator[Row]:
-    """Equal beams on both sides."""
+    """Equal beams on both sides; `bound`: the tokens that the peer reads, each history once a beam, for one of ours."""
     trie = catalogue(given.items, given.levels)
+    later = given.beams * (given.levels - 1)  # of the candidates; their last is never read
     ours, theirs = (model(given.levels, given.hidden, given.layers) for _ in range(2))
     running = engine(ours, trie, users=given.users)
     for length in given.histories:
@@ -287,6 +288,7 @@ def decode(given: argparse.Namespace) -> Iterator[Row]:
             "engine_users_per_s": given.users / engine_s,
             "generate_users_per_s": given.users / peer_s,
             "speedup": peer_s / engine_s,
+            "bound": (given.beams * length + later) / (length + later),
             "all_legal": legal,
             "same_candidates": float(
                 np.mean(

@@ -41,7 +41,7 @@ from rlkit.records import (
     ValueEdges,
 )
 
-__all__ = ["SCHEMA", "Decoder", "StoredTree", "node_from_json", "node_to_json", "read_trees", "write_trees"]
+__all__ = ["SCHEMA", "Decoder", "StoredTree", "node_from_json", "node_to_json", "packed", "read_trees", "write_trees"]
 
 SCHEMA = 1
 """Version of the format; a reader accepts its own and older ones."""
@@ -238,10 +238,16 @@ def write_trees(path: Path, trees: Iterable[ScoredTree | CreditedTree], decode: 
     text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    # mtime=0: the same trees make the same bytes, so two runs can be compared by checksum. Level 9, the default, takes
-    # fifteen times as long for 5 % less.
-    partial.write_bytes(gzip.compress(text.encode("ascii"), compresslevel=5, mtime=0))
+    partial.write_bytes(packed(text))
     os.replace(partial, path)
+
+
+def packed(text: str) -> bytes:
+    """Gzipped: the same text is the same bytes, so two runs can be compared by checksum.
+
+    Level 9, the default, takes fifteen times as long for 5 % less.
+    """
+    return gzip.compress(text.encode(), compresslevel=5, mtime=0)
 
 
 def read_trees(path: Path) -> list[StoredTree]:

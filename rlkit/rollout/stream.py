@@ -26,7 +26,7 @@ from rlkit.rollout.ledger import Draw, Ledger, TaskStream
 from rlkit.rollout.loop import Progress, RolloutSettings
 from rlkit.rollout.pace import Past, Segment
 from rlkit.rollout.schedule import Schedule
-from rlkit.store import read_trees, write_trees
+from rlkit.store import packed, read_trees, write_trees
 
 __all__ = ["Advancing", "Dropped", "Gathered", "Stream", "lengths"]
 
@@ -216,7 +216,7 @@ class Stream:
             if held.scored is None
         }
         content = json.dumps({"ready": sorted(ready), "under_way": under_way}, separators=(",", ":"))
-        (folder / UNDER_WAY_FILE).write_bytes(gzip.compress(content.encode(), compresslevel=5, mtime=0))
+        (folder / UNDER_WAY_FILE).write_bytes(packed(content))
 
     def restore(self, folder: Path, state: Mapping[str, Any]) -> None:
         """Continue from them; environments of groups under way are asked again, engines are not.
