@@ -105,6 +105,14 @@ def _best(score: NDArray[np.floating]) -> Ints:
     return np.take_along_axis(top, np.argsort(-np.take_along_axis(score, top, 1), axis=1, kind="stable"), 1)
 
 
+def users(cases: Sequence[Case], count: int | None, draw: int | None) -> Sequence[Case]:
+    """The first `count`, all for None; with `draw`, the seed, that many at random, in their order."""
+    if draw is None or count is None or count >= len(cases):
+        return cases[:count]
+    chosen = np.random.default_rng(draw).choice(len(cases), count, replace=False)
+    return [cases[index] for index in np.sort(chosen)]
+
+
 def popularity(source: Sequences, cases: Sequence[Case]) -> Ranking:
     """Everyone is shown what was bought most often in training."""
     items = source.items
@@ -218,7 +226,7 @@ def main() -> None:
     source = Sequences(
         Sequences.Config(path=str(given.data), dataset=given.dataset, items=given.items, max_history=given.max_history)
     )
-    cases = source.cases(given.split)[: given.users]
+    cases = users(source.cases(given.split), given.users, given.draw)
     trie = _plain_trie(source.items)
     counts = np.array([source.popularity[item] for item in source.items.item_ids])
     tail = long_tail(counts)[_targets(source.items, cases)]
@@ -264,6 +272,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--items", help="another items file, with semantic IDs of our own")
     parser.add_argument("--split", choices=("dev", "test"), default="test")
     parser.add_argument("--users", type=int, help="first users of the split; all without it")
+    parser.add_argument("--draw", type=int, metavar="SEED", help="draw --users at random: the first may be special")
     parser.add_argument("--max-history", type=int, default=20, help="latest items that are read")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of SASRec's training")
     parser.add_argument("--epochs", type=int, default=100, help="most epochs of SASRec")
