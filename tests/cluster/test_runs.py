@@ -25,9 +25,10 @@ def test_ray_ranks_and_one_process_train_the_same_weights(cluster: None, model: 
     runs = {
         "local": ["cluster.kind=local"],
         "workers": ["cluster.rollout_workers=2"],
-        "changes": [*SMALL, "cluster.sync_over=store", "cluster.sync_changes=true"],
-        "broadcast": [*SMALL, "cluster.sync_over=gloo"],
-        "ranks": ["cluster.learner_ranks=2", "learner.kind=ddp", "cluster.sync_over=store"],
+        "store": ["cluster.rollout_workers=2", "cluster.sync_over=store"],
+        "changes": ["cluster.rollout_workers=2", *SMALL, "cluster.sync_over=store", "cluster.sync_changes=true"],
+        "broadcast": ["cluster.rollout_workers=2", *SMALL, "cluster.sync_over=gloo"],
+        "ranks": ["cluster.learner_ranks=2", "learner.kind=ddp"],
     }
     found = {}
     for name, overrides in runs.items():
@@ -50,7 +51,7 @@ def test_ray_ranks_and_one_process_train_the_same_weights(cluster: None, model: 
     # A random model earns no reward; the entropy bonus is what moves the weights here.
     assert any(not np.array_equal(weights, start[name]) for name, weights in found["local"].items() if name in start)
     for name, weights in found["local"].items():
-        for alike in ("workers", "changes", "broadcast"):
+        for alike in ("workers", "store", "changes", "broadcast"):
             assert np.array_equal(weights, found[alike][name]), (alike, name)
         # Two ranks add the same numbers in another order. Adam divides by the root of tiny second moments, so a
         # difference of 1e-7 in a gradient near 0 can grow to a part of the learning rate (1e-3), never beyond it.
