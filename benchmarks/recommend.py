@@ -37,6 +37,7 @@ from rlkit.catalogue.ranking import Ties, coverage, diversity, gains, hits, long
 from rlkit.catalogue.trie import ABSENT, Trie
 from rlkit.data.sequences import Case, Sequences
 from rlkit.metrics import bootstrap_mean
+from rlkit.randomness import drawn
 
 __all__ = ["Ranking", "main", "measures", "prompts", "summary", "weights_of"]
 
@@ -103,14 +104,6 @@ def _best(score: NDArray[np.floating]) -> Ints:
     """[u, SHOWN] best items, ties by row."""
     top = np.argpartition(-score, min(SHOWN, score.shape[1] - 1), axis=1)[:, :SHOWN]
     return np.take_along_axis(top, np.argsort(-np.take_along_axis(score, top, 1), axis=1, kind="stable"), 1)
-
-
-def users(cases: Sequence[Case], count: int | None, draw: int | None) -> Sequence[Case]:
-    """The first `count`, all for None; with `draw`, the seed, that many at random, in their order."""
-    if draw is None or count is None or count >= len(cases):
-        return cases[:count]
-    chosen = np.random.default_rng(draw).choice(len(cases), count, replace=False)
-    return [cases[index] for index in np.sort(chosen)]
 
 
 def popularity(source: Sequences, cases: Sequence[Case]) -> Ranking:
@@ -226,7 +219,7 @@ def main() -> None:
     source = Sequences(
         Sequences.Config(path=str(given.data), dataset=given.dataset, items=given.items, max_history=given.max_history)
     )
-    cases = users(source.cases(given.split), given.users, given.draw)
+    cases = drawn(source.cases(given.split), given.users, given.draw)
     trie = _plain_trie(source.items)
     counts = np.array([source.popularity[item] for item in source.items.item_ids])
     tail = long_tail(counts)[_targets(source.items, cases)]

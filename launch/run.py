@@ -121,7 +121,7 @@ def run_parts(resolved: Resolved, *, checkpoint: Path | None = None, log: bool =
         from rlkit.launch.reward_gate import require
 
         require(recipe, train_tasks[:GATE_TASKS])
-    held_out = tasks_of(recipe, source, recipe.eval.split, recipe.eval.tasks) if recipe.eval.tasks else []
+    held_out = tasks_of(recipe, source, recipe.eval.split, recipe.eval.tasks, recipe.eval.draw)
     algorithm: Any = recipe.algorithm.load()
     recorder = Recorder(
         run_dir,

@@ -8,11 +8,15 @@ different addresses share a stream with probability 2^-128, so siblings are neve
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
-__all__ = ["Address", "generator", "stream", "uniform"]
+__all__ = ["Address", "drawn", "generator", "stream", "uniform"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +43,17 @@ def stream(*parts: object) -> np.random.Generator:
     digest = hashlib.blake2b("|".join(map(str, parts)).encode(), digest_size=16).digest()
     key = np.frombuffer(digest, dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key))
+
+
+def drawn(items: Sequence[T], count: int | None, seed: int | None) -> Sequence[T]:
+    """The first `count` items, all of them for None; with a seed, `count` at random, in the order of `items`.
+
+    Data sets are seldom in random order, and their first items may be hard or easy ones.
+    """
+    if seed is None or count is None or count >= len(items):
+        return items[:count]
+    chosen = stream("drawn", seed).choice(len(items), count, replace=False)
+    return [items[index] for index in np.sort(chosen)]
 
 
 def generator(address: Address) -> np.random.Generator:

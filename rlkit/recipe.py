@@ -294,7 +294,9 @@ class Eval:
     split: Literal["train", "dev", "test"] = "dev"
     """Split of the task source."""
     tasks: int = 64
-    """First tasks of the split."""
+    """So many tasks of the split."""
+    draw: int | None = None
+    """Seed that draws them from the split; null: its first ones, which may be special where the data have an order."""
     samples: int = 1
     """Trajectories per task; their rewards are averaged."""
     temperature: float = 0.0

@@ -248,6 +248,24 @@ def test_a_task_without_answers_is_refused_before_the_run_where_a_reward_reads_t
         tasks_of(recipe, Source(), "train")
 
 
+def test_held_out_tasks_are_the_first_of_their_split_or_drawn_from_all_of_it() -> None:
+    class Source:
+        def tasks(self, split: str) -> list[Task]:
+            return [Task(id=f"{split}-{place}", question="?", answers=("x",)) for place in range(50)]
+
+        def passages(self) -> list[Any]:
+            return []
+
+    recipe = load(ROOT / "recipes/tiny.yaml").recipe
+
+    def ids(draw: int | None) -> list[str]:
+        return [task.id for task in tasks_of(recipe, Source(), "dev", 3, draw)]
+
+    assert ids(None) == ["dev-0", "dev-1", "dev-2"]
+    assert ids(0) == ids(0) != ids(1)
+    assert len({task for draw in range(100) for task in ids(draw)}) == 50
+
+
 def test_a_clock_that_jumps_back_changes_no_duration_no_order_and_no_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ from rlkit.env import EnvFactory
 from rlkit.errors import DataError, RecipeError
 from rlkit.plugins import PluginSection
 from rlkit.policy.base import Engine, EngineContext
+from rlkit.randomness import drawn
 from rlkit.recipe import Recipe
 from rlkit.records import Task
 from rlkit.render import Renderer
@@ -27,9 +28,14 @@ def build_source(recipe: Recipe) -> TaskSource:
     return cast(TaskSource, recipe.task.load()(recipe.task.settings))
 
 
-def tasks_of(recipe: Recipe, source: TaskSource, split: str, limit: int | None = None) -> list[Task]:
-    """Tasks of a split, checked: ids are unique, and answers are there if a reward of the recipe reads them."""
-    tasks = list(source.tasks(split))[:limit]
+def tasks_of(
+    recipe: Recipe, source: TaskSource, split: str, limit: int | None = None, draw: int | None = None
+) -> list[Task]:
+    """Tasks of a split: all, the first `limit`, or as many drawn with the seed `draw`.
+
+    Raises `DataError` where there are none, or one without an answer that a reward of the recipe reads.
+    """
+    tasks = list(drawn(source.tasks(split), limit, draw))
     if not tasks:
         raise DataError(f"task: '{recipe.task.kind}' has no tasks in split '{split}'")
     without = [task.id for task in tasks if not task.answers]

@@ -11,12 +11,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.recommend import Ranking, by_scores, main, measures, popularity, semantic_ids, summary, users
+from benchmarks.recommend import Ranking, by_scores, main, measures, popularity, semantic_ids, summary
 from benchmarks.sasrec import SasRecSettings, fit, scores
 from benchmarks.sid_beam import rank_leaves
 from rlkit.catalogue.items import Catalogue
 from rlkit.catalogue.trie import ABSENT, Trie
-from rlkit.data.sequences import Case, Sequences
+from rlkit.data.sequences import Sequences
 from rlkit.errors import CheckpointError
 from rlkit.models.recommender import build_recommender
 from rlkit.policy.base import GrowRequest, Sampling
@@ -91,16 +91,6 @@ def test_popularity_breaks_its_many_ties_fairly(source: Sequences) -> None:
     found = popularity(source, source.cases("test"))  # 10..13 were bought once, 14 and 15 never
     assert (found.before.tolist(), found.size.tolist()) == ([4, 0], [2, 4])  # targets 14 and 11
     assert measures(found, np.array([True, False]))["HR@1"].tolist() == [0.0, 0.25]
-
-
-def test_users_are_the_first_or_drawn_at_random_and_alike_for_every_system() -> None:
-    cases = [Case(user=str(number), history=(), targets=(1,), place=0) for number in range(5)]
-    assert users(cases, 2, None) == cases[:2]
-    assert users(cases, None, 0) == users(cases, 5, 0) == cases
-    drawn = {tuple(case.user for case in users(cases, 2, seed)) for seed in range(200)}
-    assert len(drawn) == 10  # every pair, none twice, in their order
-    assert all(first < second for first, second in drawn)
-    assert users(cases, 2, 3) == users(cases, 2, 3)
 
 
 def test_the_summary_is_means_intervals_coverage_and_diversity() -> None:
