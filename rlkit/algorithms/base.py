@@ -79,6 +79,11 @@ class AlgorithmConfig:
             raise ValueError(f"importance_high: {self.importance_high} is below importance_low")
 
     @property
+    def dropout(self) -> float:
+        """Share of units that training drops; 0 where a loss compares with log-probs of engines, which drop none."""
+        return 0.0
+
+    @property
     def needs_reference(self) -> bool:
         """True when a frozen reference model has to score the batch."""
         return self.kl_coef != 0

@@ -26,6 +26,14 @@ class SftConfig(AlgorithmConfig):
     aggregation: Aggregation = "token_mean"
     min_reward: float | None = None
     """Train only on trajectories whose total reward reaches this; None: on all that did not fail."""
+    dropout: float = 0.0
+    """Share of units dropped in embeddings and in each layer's attention and MLP while training, in [0, 1): for small
+    data that are read many times."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: {self.dropout} is not in [0, 1)")
 
 
 def credit(scored: Sequence[ScoredTree], config: SftConfig, kl: Sequence[Floats] | None) -> list[CreditedTree]:

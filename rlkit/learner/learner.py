@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from rlkit.algorithms.base import Algorithm, AlgorithmConfig
 from rlkit.data.packing import Batch, Row, empty_row
 from rlkit.errors import CheckpointError, LearnerError
+from rlkit.learner.dropout import dropping
 from rlkit.learner.gradient import add_gradients, score_rows
 from rlkit.learner.optim import learning_rate
 from rlkit.learner.sharding import Sharding, all_sum
@@ -162,19 +163,19 @@ class Learner:
 
     def _add_gradients(self, batch: Batch, *, scale: float, with_entropy: bool) -> dict[str, tuple[float, float]]:
         """Forward and backward of this rank's rows; metrics of all ranks' rows, in which padding does not count."""
-        found = [
-            add_gradients(
-                self.sharding.module,
-                rows,
-                self.algorithm,
-                self.config,
-                scale=scale,
-                backward=self.sharding.backward,
-                with_entropy=with_entropy,
+        with dropping(self.sharding.policy.model, self.config.dropout, self.updates, self.sharding.rank):
+            own, padding = (
+                add_gradients(
+                    self.sharding.module,
+                    rows,
+                    self.algorithm,
+                    self.config,
+                    scale=scale,
+                    backward=self.sharding.backward,
+                    with_entropy=with_entropy,
+                )
+                for rows in rows_of_rank(batch.rows, self.sharding.rank, self.sharding.size)
             )
-            for rows in rows_of_rank(batch.rows, self.sharding.rank, self.sharding.size)
-        ]
-        own, padding = found
         metrics = all_sum({name: own.get(name, (0.0, 0.0)) for name in own | padding}, self.sharding.size)
         return {**metrics, "loss": (metrics["loss"][0], 1.0)}
 
