@@ -249,11 +249,14 @@ class Cluster:
     sync_timeout_s: float = 600.0
     """Seconds a rollout worker may take to run new weights under `kind: ray`; one that hangs is replaced as if it had
     died."""
+    ping_timeout_s: float = 600.0
+    """Seconds without a rollout after which workers under `kind: ray` are asked whether they are there, and in which
+    they have to answer; a process that stands still is replaced as if it had died. One that is only slow answers."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "rollout_workers", "learner_ranks", "threads_per_worker")
         at_least(self, 0, "gpus_per_rollout_worker", "gpus_per_learner_rank", "wait_s")
-        at_least(self, 0.001, "sync_bucket_mb", "sync_timeout_s")
+        at_least(self, 0.001, "sync_bucket_mb", "sync_timeout_s", "ping_timeout_s")
         if self.sync_changes and self.sync_over == "memory":
             raise ValueError(
                 "sync_changes: true, but in shared memory nothing is sent; with sync_over store, gloo or nccl"

@@ -2,8 +2,9 @@
 
 A worker is one process with an engine, environments and rewards (`rlkit.rollout.build`). Draws go to the worker with
 the fewest trees on its hands, results come back in the order of the draws, and since every random draw has an address
-it does not matter which worker made which tree. A worker that dies is replaced and its trees are rolled out again;
-groups that go a round at a time are built up again from what was drawn for them, on whichever worker has least to do.
+it does not matter which worker made which tree. A worker that dies or stands still is replaced and its trees are rolled
+out again; groups that go a round at a time are built up again from what was drawn for them, on whichever worker has
+least to do.
 """
 
 from __future__ import annotations
@@ -87,13 +88,6 @@ class RayRetriever:
             return [Retrieval(status=f"failed: {type(error).__name__}")] * len(queries)
 
 
-def _ended(answers: list[Any]) -> list[Any]:
-    """At least one, and all that are there by then: with many workers asking for one at a time is what costs."""
-    ray.wait(answers, num_returns=1)
-    ready: list[Any] = ray.wait(answers, num_returns=len(answers), timeout=0)[0]
-    return ready
-
-
 def _got(answers: Sequence[Any], expected: tuple[type[Exception], ...] = DIED) -> list[Any]:
     """Each answer, or the expected error in its place. One call for all: with many workers the calls are what costs."""
     try:
@@ -121,6 +115,9 @@ class RolloutWorker:
         self.rollouts = build_rollouts(recipe, model_dir=model_dir, retriever=shared, tasks=tasks)
         self._under_way: dict[int, tuple[Draw, RolloutSettings, Past]] = {}
         self._unpacker = Unpacker()
+
+    async def alive(self) -> None:
+        """Answer. The engine computes in a thread, so a worker that has much to do does as well."""
 
     async def packages(self) -> tuple[str, dict[str, str]]:
         """The machine it runs on, and its packages."""
@@ -208,6 +205,7 @@ class RayRollouts:
         """Makes what a new worker must be told."""
         self._owners: dict[int, Any] = {}
         self._sync_timeout_s = cluster.sync_timeout_s
+        self._ping_timeout_s = cluster.ping_timeout_s
         self.background = Background()
         self.num_replaced = 0
 
@@ -252,6 +250,28 @@ class RayRollouts:
             if answer in late:
                 log.warning("rollout worker %d runs no new weights after %g s", index, self._sync_timeout_s)
                 ray.kill(self.workers[index])
+
+    def _ended(self, answers: list[Any]) -> list[Any]:
+        """At least one, and all that are there by then: with many workers asking for one at a time is what costs."""
+        while not ray.wait(answers, num_returns=1, timeout=self._ping_timeout_s)[0]:
+            self._end_silent()
+        ready: list[Any] = ray.wait(answers, num_returns=len(answers), timeout=0)[0]
+        return ready
+
+    def _end_silent(self) -> None:
+        """Kill workers that do not even answer: what they then answer to all else is that they died."""
+        pings = [worker.alive.remote() for worker in self.workers]
+        late = ray.wait(pings, num_returns=len(pings), timeout=self._ping_timeout_s)[1]
+        for worker, ping in zip(list(self.workers), pings, strict=True):
+            if ping in late:
+                self._end(worker)
+
+    def _end(self, worker: Any) -> None:
+        if worker in self.workers:
+            log.warning(
+                "rollout worker %d stands still: no answer in %g s", self.workers.index(worker), self._ping_timeout_s
+            )
+            ray.kill(worker)
 
     def near(self, place: Place) -> list[bool]:
         """Which workers share the learner's memory now; one that died is replaced, and does not."""
@@ -302,7 +322,7 @@ class RayRollouts:
                 task = waiting.popleft()
                 running[self.workers[worker].tree.remote(tasks[task], settings)] = worker, task
                 load[worker] += 1
-            ended = _ended(list(running))
+            ended = self._ended(list(running))
             for answer, found in zip(ended, _got(ended), strict=True):
                 if answer not in running:  # its worker died before it was read, and it is rolled out again
                     continue
@@ -325,7 +345,7 @@ class RayRollouts:
                 worker, begin = self.workers[load.index(min(load))], (draw, settings, past)
                 self._owners[number] = worker
             try:
-                progress: Progress = await worker.advance.remote(number, begin)
+                progress: Progress = await self._answer(worker, worker.advance.remote(number, begin))
             except DIED as error:
                 if worker in self.workers:  # the first of its groups to notice
                     self._replace(self.workers.index(worker), error)
@@ -333,6 +353,15 @@ class RayRollouts:
             if progress.scored is not None:
                 del self._owners[number]
             return progress
+
+    async def _answer(self, worker: Any, call: Any) -> Any:
+        """Of a call to a worker, which is killed if it stands still."""
+        answer = asyncio.wrap_future(call.future())
+        while not (await asyncio.wait({answer}, timeout=self._ping_timeout_s))[0]:
+            ping = asyncio.wrap_future(worker.alive.remote().future())
+            if not (await asyncio.wait({ping}, timeout=self._ping_timeout_s))[0]:
+                self._end(worker)
+        return await answer
 
     def look(self, question: Question) -> list[Shown]:
         """What every worker runs; one that died shows nothing, and is replaced when its work is missed."""
@@ -353,10 +382,12 @@ class RayRollouts:
                 raise EngineError(f"rollout worker {index} died again, {self.num_replaced} times in all: {error}")
             log.warning("rollout worker %d died and is replaced: %s", index, str(error).splitlines()[0])
             self.workers[index] = self._make()
-            if self._parcels is None:
-                return ""
+            new = self.workers[index]
             try:
-                found: str = ray.get(self.workers[index].load_weights.remote(self._parcels()))
+                ray.get(new.alive.remote())  # started: nobody takes one that is loading for one that stands still
+                if self._parcels is None:
+                    return ""
+                found: str = ray.get(new.load_weights.remote(self._parcels()))
                 return found
             except DIED as again:  # its node died too, or was dead already and nobody knew
                 error = again

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -72,19 +74,23 @@ def test_groups_under_way_survive_their_worker_and_end_as_in_one_process(
         "log.tensorboard=false",
     )
     run_recipe(recipe(model, *asynchronous, "cluster.kind=local", f"out={tmp_path / 'local'}"))
-    kills = 0
+    victims: list[object] = []
     whole = RayRollouts.advance
 
     async def advance(self: RayRollouts, draw: Draw, settings: RolloutSettings, past: Past) -> Progress:
-        nonlocal kills
-        if past.segments and kills < 2:  # something was drawn for this group already
-            ray.kill(self._owners[draw.number])
-            kills += 1
+        worker = self._owners.get(draw.number)
+        if past.segments and worker not in victims and len(victims) < 3:  # something was drawn for this group already
+            victims.append(worker)
+            if len(victims) < 3:
+                ray.kill(worker)
+            else:  # the last stands still instead
+                os.kill(await worker.__ray_call__.remote(lambda self: os.getpid()), signal.SIGSTOP)
         return await whole(self, draw, settings, past)
 
     monkeypatch.setattr(RayRollouts, "advance", advance)
-    run_recipe(recipe(model, *asynchronous, "cluster.rollout_workers=2", f"out={tmp_path / 'ray'}"))
-    assert kills == 2
+    still = "cluster.ping_timeout_s=10"
+    run_recipe(recipe(model, *asynchronous, still, "cluster.rollout_workers=2", f"out={tmp_path / 'ray'}"))
+    assert len(victims) == 3
     weights = [load_file(tmp_path / name / "checkpoints/step_000003/model.safetensors") for name in ("local", "ray")]
     assert all(np.array_equal(weights[0][name], weights[1][name]) for name in weights[0])
     books = [(tmp_path / name / "ledger.jsonl").read_text() for name in ("local", "ray")]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 ray = pytest.importorskip("ray", reason="the cluster extra is not installed")
 
 
-from rlkit.cluster.rollouts import RayRetriever, RayRollouts, retriever_actor  # noqa: E402
+from rlkit.cluster.rollouts import RayRetriever, RayRollouts, RolloutWorker, retriever_actor  # noqa: E402
 from rlkit.errors import RecipeError  # noqa: E402
 from rlkit.evaluate import evaluation_settings  # noqa: E402
 from rlkit.packages import installed  # noqa: E402
@@ -71,6 +73,36 @@ def test_a_killed_worker_is_replaced_and_its_trees_are_the_same(cluster: None, m
     assert [bits(tree) for tree in rollouts.collect(draws, SETTINGS)] == wanted
     assert rollouts.num_replaced == 1
     assert evaluation_settings(resolved.recipe).group_size == 1
+
+
+def test_a_worker_that_stands_still_is_replaced_and_its_trees_are_the_same(cluster: None, model: Path) -> None:
+    resolved = recipe(model, "cluster.rollout_workers=2", "cluster.ping_timeout_s=10")
+    draws = TaskStream(build_source(resolved.recipe).tasks("train"), 0).draw(8)
+    rollouts = RayRollouts(resolved.recipe, model)
+    wanted = [bits(tree) for tree in rollouts.collect(draws, SETTINGS)]
+    os.kill(ray.get(rollouts.workers[0].__ray_call__.remote(lambda self: os.getpid())), signal.SIGSTOP)
+    assert [bits(tree) for tree in rollouts.collect(draws, SETTINGS)] == wanted
+    assert rollouts.num_replaced == 1
+    for worker in rollouts.workers:
+        ray.kill(worker)
+
+
+def test_a_worker_that_is_slow_but_answers_is_left_alone(cluster: None, model: Path) -> None:
+    rollouts = RayRollouts(recipe(model, "cluster.rollout_workers=1", "cluster.ping_timeout_s=0.5").recipe, model)
+
+    def slowed(self: RolloutWorker) -> None:
+        async def run(*_: object) -> list[str]:
+            await asyncio.sleep(3)
+            return ["done"]
+
+        self.rollouts.run = run  # type: ignore[method-assign, assignment]
+
+    worker = rollouts.workers[0]
+    ray.get(worker.__ray_call__.remote(slowed))
+    assert ray.get(rollouts._ended([worker.tree.remote(None, SETTINGS)])) == ["done"]
+    assert asyncio.run(rollouts._answer(worker, worker.tree.remote(None, SETTINGS))) == "done"
+    assert rollouts.workers == [worker] and rollouts.num_replaced == 0
+    ray.kill(worker)
 
 
 def test_a_retriever_that_dies_is_built_anew_and_answers_as_before(cluster: None, model: Path) -> None:
