@@ -43,6 +43,7 @@ __all__ = ["RayRetriever", "RayRollouts", "RetrieverActor", "RolloutWorker", "re
 log = logging.getLogger(__name__)
 MAX_REPLACEMENTS = 20
 """Workers replaced in one run before it gives up: a worker that always dies is a bug, not an accident."""
+SILENT = "stands still: no answer"
 DIED = (ActorDiedError, ActorUnavailableError, WorkerCrashedError)
 
 
@@ -228,7 +229,7 @@ class RayRollouts:
             worker.load_weights.remote(parcels[-1:] if here else far)
             for worker, here in zip(self.workers, close, strict=True)
         ]
-        self._end_hung(confirmed)
+        self._end_late(confirmed, self._sync_timeout_s, "runs no new weights")
         out = []
         for index, found in enumerate(_got(confirmed, (*DIED, SyncError))):
             if isinstance(found, DIED):
@@ -243,35 +244,24 @@ class RayRollouts:
                 out.append(found)
         return out, broken
 
-    def _end_hung(self, confirmed: Sequence[Any]) -> None:
-        """Kill workers that do not answer in time: what they then answer is that they died."""
-        late = ray.wait(list(confirmed), num_returns=len(confirmed), timeout=self._sync_timeout_s)[1]
-        for index, answer in enumerate(confirmed):
+    def _end_late(self, answers: Sequence[Any], timeout_s: float, fault: str) -> None:
+        """Kill workers that do not answer in time, one answer each: what they then answer is that they died."""
+        late = ray.wait(list(answers), num_returns=len(answers), timeout=timeout_s)[1]
+        for worker, answer in zip(list(self.workers), answers, strict=True):
             if answer in late:
-                log.warning("rollout worker %d runs no new weights after %g s", index, self._sync_timeout_s)
-                ray.kill(self.workers[index])
+                self._end(worker, f"{fault} after {timeout_s:g} s")
+
+    def _end(self, worker: Any, fault: str) -> None:
+        if worker in self.workers:
+            log.warning("rollout worker %d %s", self.workers.index(worker), fault)
+            ray.kill(worker)
 
     def _ended(self, answers: list[Any]) -> list[Any]:
         """At least one, and all that are there by then: with many workers asking for one at a time is what costs."""
         while not ray.wait(answers, num_returns=1, timeout=self._ping_timeout_s)[0]:
-            self._end_silent()
+            self._end_late([worker.alive.remote() for worker in self.workers], self._ping_timeout_s, SILENT)
         ready: list[Any] = ray.wait(answers, num_returns=len(answers), timeout=0)[0]
         return ready
-
-    def _end_silent(self) -> None:
-        """Kill workers that do not even answer: what they then answer to all else is that they died."""
-        pings = [worker.alive.remote() for worker in self.workers]
-        late = ray.wait(pings, num_returns=len(pings), timeout=self._ping_timeout_s)[1]
-        for worker, ping in zip(list(self.workers), pings, strict=True):
-            if ping in late:
-                self._end(worker)
-
-    def _end(self, worker: Any) -> None:
-        if worker in self.workers:
-            log.warning(
-                "rollout worker %d stands still: no answer in %g s", self.workers.index(worker), self._ping_timeout_s
-            )
-            ray.kill(worker)
 
     def near(self, place: Place) -> list[bool]:
         """Which workers share the learner's memory now; one that died is replaced, and does not."""
@@ -360,7 +350,7 @@ class RayRollouts:
         while not (await asyncio.wait({answer}, timeout=self._ping_timeout_s))[0]:
             ping = asyncio.wrap_future(worker.alive.remote().future())
             if not (await asyncio.wait({ping}, timeout=self._ping_timeout_s))[0]:
-                self._end(worker)
+                self._end(worker, f"{SILENT} after {self._ping_timeout_s:g} s")
         return await answer
 
     def look(self, question: Question) -> list[Shown]:
